@@ -5,15 +5,13 @@ sampling = Sampling(samples=8, max_tokens=16, temperature=0.7, seed=0)
 
 from __future__ import annotations
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from pivotal_tokens.schema import Frozen
 
 
-class Sampling(Frozen):
+class Sampling(Frozen, use_attribute_docstrings=True):
     """How continuations are drawn."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     samples: int = Field(default=8, ge=1)
     """Continuations of each prompt and condition; one is enough at temperature 0."""

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ConfigDict, model_validator
+from pydantic import model_validator
 
 from em_circuits.models.files import tensor_shapes
 from pivotal_tokens.errors import RequestError
@@ -29,15 +29,13 @@ FREE = "free"
 """Stands for the token of a rollout that follows no candidate."""
 
 
-class TargetRequest(Frozen):
+class TargetRequest(Frozen, use_attribute_docstrings=True):
     """What is measured in place of the contrast of labelled next tokens.
 
     Raises:
         RequestError: If a text is empty, both are equal, two targets are asked for, or a file holds
             no vector.
     """
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     continuation: str | None = None
     """Target: log-probability of this text after the prompt (mind the leading space), in place of
@@ -197,6 +195,10 @@ class TargetRequest(Frozen):
         some = [f"{m}/{FREE if t is None else t}/{s}" for m, t, s in references]
         known = f"there are {', '.join(some[:4])}" if some else "em-circuits label --rollouts N"
         raise RequestError(f"prompt {prompt.prompt_id} has no rollout {self.answer}; {known}")
+
+
+NO_TARGET = TargetRequest()
+"""The labelled next tokens are what is measured."""
 
 
 def read_vector(path: Path) -> Tensor:

@@ -29,6 +29,8 @@ from em_circuits.experiments.validate import live_contrasts
 from em_circuits.graphs import attribute
 from em_circuits.graphs.held import NodeEdges, full_edges
 from em_circuits.influence import Method, influence
+from em_circuits.influence.methods import mass_scale
+from em_circuits.influence.propagate import propagate
 from em_circuits.interventions.attribution_patching import SitePatch
 from em_circuits.interventions.scan import ablation_effects
 from em_circuits.models import Model
@@ -146,13 +148,10 @@ def mended(gradient: Tensor, measured: Tensor, bound: Tensor, n: int) -> Tensor:
 
 
 def signed_influence(edges: NodeEdges) -> Tensor:
-    """``w A (I - P)^-1`` of the nodes, rows of P divided by the sum of their absolute entries."""
-    shares = edges.values.double()
-    shares = shares / shares.abs().sum(1, keepdim=True).clamp(min=1e-12)
-    among = shares[edges.layout.features, edges.layout.features]
-    seed = shares[edges.layout.logit_rows, edges.layout.features]
-    inverse = torch.linalg.inv(torch.eye(len(among), dtype=torch.float64) - among)
-    return (seed @ inverse)[0]
+    """Of the nodes on the contrast, as `influence` computes it of a graph's edges."""
+    packed = edges.packed()
+    seed = torch.ones((1, 1), dtype=torch.float64)
+    return propagate(packed, seed, mass_scale(packed)).values[0, packed.layout.features]
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pivotal_tokens.artefacts import changed_since_written
 from pivotal_tokens.errors import RequestError
@@ -64,10 +64,8 @@ class Claim(Frozen):
         return self
 
 
-class CheckedClaim(Frozen):
+class CheckedClaim(Frozen, use_attribute_docstrings=True):
     """A claim beside its artefact."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     sentence: str
     artefact: str

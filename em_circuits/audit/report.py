@@ -14,7 +14,7 @@ from em_circuits.audit.decision import Calibration
 from em_circuits.audit.run import DECISION, Audit
 from em_circuits.audit.score import MeanEstimate
 from em_circuits.report.page import Heading, Headline, Table, write_markdown, write_page
-from pivotal_tokens.artefacts import sha256_file, write_provenance
+from pivotal_tokens.artefacts import sha256_file
 
 MARKDOWN, HTML = "report.md", "report.html"
 _ANSWERS = 12
@@ -47,9 +47,8 @@ def write_audits_page(path: Path, audits: Sequence[Audit]) -> None:
     ]
     for audit in audits:
         parts += [Heading(audit.folder.name), *_parts(audit)]
-    write_page(path, "Audits side by side", parts)
     inputs = {audit.folder.name: sha256_file(audit.folder / DECISION) for audit in audits}
-    write_provenance(path, inputs=inputs, config={})
+    write_page(path, "Audits side by side", parts, inputs=inputs, config={})
 
 
 def write_calibration_report(folder: Path, calibration: Calibration, file: str) -> Path:
@@ -59,11 +58,12 @@ def write_calibration_report(folder: Path, calibration: Calibration, file: str) 
 
 
 def _write(folder: Path, title: str, parts: list[Any], source: str) -> None:
-    write_markdown(folder / MARKDOWN, title, parts)
-    write_page(folder / HTML, title, parts)
-    for name in (MARKDOWN, HTML):
-        inputs = {source: sha256_file(folder / source)}
-        write_provenance(folder / name, inputs=inputs, config={"title": title})
+    provenance = {
+        "inputs": {source: sha256_file(folder / source)},
+        "config": {"title": title},
+    }
+    write_markdown(folder / MARKDOWN, title, parts, **provenance)
+    write_page(folder / HTML, title, parts, **provenance)
 
 
 def _shown(value: MeanEstimate | None) -> str | None:

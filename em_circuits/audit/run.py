@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -148,10 +148,8 @@ class Audit(NamedTuple):
     decision: AuditDecision
 
 
-class AuditOutput(Frozen):
+class AuditOutput(Frozen, use_attribute_docstrings=True):
     """The object of ``audit run --json``."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     key: str
     """Of everything that the audit follows from."""

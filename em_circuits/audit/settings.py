@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from pivotal_tokens.schema import Frozen
 
@@ -14,10 +14,8 @@ ExplanationSource = Literal["cache_only", "remote_fallback"]
 N_LARGEST = 20
 
 
-class AuditSettings(Frozen):
+class AuditSettings(Frozen, use_attribute_docstrings=True):
     """Everything an audit follows from, beside models, suite and calibration."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     basis: AuditBasis = "own"
     """What a node is; own: the transcoders' features, without any the neurons."""

@@ -12,7 +12,7 @@ from em_circuits.cli.judge_options import open_offline_judge
 from em_circuits.cli.output import emit, prints, say, table
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.graphs.settings import NODES, AttributionSettings
-from pivotal_tokens.artefacts import sha256_file, write_provenance
+from pivotal_tokens.artefacts import sha256_file
 
 if TYPE_CHECKING:
     from em_circuits.experiments.demo import DemoReport
@@ -67,8 +67,9 @@ def _page(work: Workspace, path: Path, report: DemoReport) -> Path:
 
     page = path.with_suffix(".html")
     coverage = work.coverage(f"{row.layer}/{row.feature}" for row in report.features)
-    write_page(page, TITLE, demo_parts(report, coverage))
-    write_provenance(page, inputs={path.name: sha256_file(path)}, config={}, key=report.key)
+    inputs = {path.name: sha256_file(path)}
+    parts = demo_parts(report, coverage)
+    write_page(page, TITLE, parts, inputs=inputs, config={}, key=report.key)
     return page
 
 

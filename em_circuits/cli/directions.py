@@ -16,7 +16,7 @@ from em_circuits.cli.options import Flag, Options, OptionSet, options
 from em_circuits.cli.output import emit, prints, table
 from em_circuits.cli.responses import find_import
 from em_circuits.cli.session import Session, pass_session
-from em_circuits.experiments.direction_request import DirectionRequest
+from em_circuits.experiments.requests import DirectionRequest
 from em_circuits.organisms.paths import ORGANISMS, organism_paths
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge import JudgeSpec

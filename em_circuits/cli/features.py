@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from em_circuits import experiments
 from em_circuits.cli.mediate import mediate
 from em_circuits.cli.options import Flag, Options, Renamed, options
-from em_circuits.cli.output import emit, json_option, one_line, prints, say, table
+from em_circuits.cli.output import emit, one_line, prints, say, table
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.feature import FeatureChoice
 from em_circuits.organisms.corpus import CorpusConfig, documents
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from em_circuits.experiments.aggregate import AggregateOutput
     from em_circuits.experiments.analyse import PromptRanking
     from em_circuits.experiments.difference import DifferenceOutput
-    from em_circuits.features.explain import Explained
+    from em_circuits.features.explain import Explained, Explanations
     from em_circuits.features.over_prompts import LayerComparison
 
 ORGANISM_DOCUMENTS = 400
@@ -236,7 +236,7 @@ def diff(session: Session, prompts: tuple[str, ...], options: DiffOptions, as_js
 )
 @click.argument("features")
 @options(ExplainOptions)
-@json_option
+@prints("em_circuits.features.explain:Explanations")
 @pass_session
 def explain(session: Session, features: str, options: ExplainOptions, as_json: bool) -> None:
     """Top contexts, promoted tokens and a label of FEATURES.
@@ -253,7 +253,7 @@ def explain(session: Session, features: str, options: ExplainOptions, as_json: b
         if options.prompt is not None:
             work.store.prompts.get(options.prompt)
 
-        from em_circuits.features.explain import coverage
+        from em_circuits.features.explain import Explanations, coverage
         from em_circuits.features.explain import explain as gather
         from em_circuits.features.neuronpedia import LabelSource, NeuronpediaLabels
 
@@ -268,13 +268,8 @@ def explain(session: Session, features: str, options: ExplainOptions, as_json: b
         )
         found = gather(work.pair.model(options.model), chosen, texts, labels, keep=options.keep)
     labelled = coverage([item.label for item in found])
-    if as_json:
-        shown = [item.to_json() for item in found]
-        emit({"model": options.model, "by": by, "features": shown, "coverage": labelled})
-        return
-    for item in found:
-        say("\n".join(_block(item)))
-    say(f"labels: {labelled}")
+    result = Explanations(model=options.model, by=by, features=tuple(found), coverage=labelled)
+    emit(result, as_json, describe_explanations)
 
 
 def describe_ranking(result: PromptRanking, n: int) -> Iterator[str]:
@@ -321,21 +316,28 @@ def _documents(session: Session, path: Path | None) -> Iterable[str]:
         raise RequestError(f"--text {path} cannot be read: {error}") from error
 
 
+def describe_explanations(result: Explanations) -> Iterator[str]:
+    """What is known of each feature, and how many have labels."""
+    for item in result.features:
+        yield "\n".join(_block(item))
+    yield f"labels: {result.coverage}"
+
+
 def _block(item: Explained) -> Iterator[str]:
     """What is known of one feature."""
-    yield f"{item.layer}/{item.feature}  fires at {item.contexts.density:.2%} of positions"
+    yield f"{item.layer}/{item.feature}  fires at {item.density:.2%} of positions"
     if item.label is not None:
         note = ""
         if item.label.kind == "proxy":
             low = ", LOW SIMILARITY" if item.label.low_similarity else ""
             note = f" (proxy: feature {item.label.feature}, cosine {item.label.cosine:.2f}{low})"
         yield f"  label: {one_line(item.label.text)}{note}"
-    for name, tokens in (("up", item.tokens.promoted), ("down", item.tokens.suppressed)):
+    for name, tokens in (("up", item.promoted), ("down", item.suppressed)):
         shown = " ".join(visible(token.text) for token in islice(tokens, 8))
         yield f"  {name + ':':6} {shown if len(shown) <= 70 else shown[:69] + '…'}"
-    if not item.contexts.best:
+    if not item.contexts:
         yield "  never fires in this text"
-    yield from (f"  {c.activation:8.3f}  {one_line(c.marked, 66)}" for c in item.contexts.best)
+    yield from (f"  {c.activation:8.3f}  {one_line(c.marked, 66)}" for c in item.contexts)
 
 
 def describe_aggregate(result: AggregateOutput) -> Iterator[str]:

@@ -69,12 +69,11 @@ def report(session: Session, options: ReportOptions, as_json: bool) -> None:
         measured = judge_report(store, pair=pair, judge=options.judge, resamples=options.resamples)
     if not measured.judges:
         raise RequestError("no judge has judged anything here; run `em-circuits label` first")
-    write_json(folder / "report.json", measured.model_dump(mode="json"))
-    pages.judges.write_judge_page(measured, folder / "report.html")
     config = {"judge": options.judge, "pair": pair, "resamples": options.resamples}
-    for file in ("report.json", "report.html"):
-        inputs = {"store": session.store_name}
-        write_provenance(folder / file, inputs=inputs, config=config)
+    provenance: dict[str, Any] = {"inputs": {"store": session.store_name}, "config": config}
+    write_json(folder / "report.json", measured.model_dump(mode="json"))
+    write_provenance(folder / "report.json", **provenance)
+    pages.judges.write_judge_page(measured, folder / "report.html", **provenance)
     emit(measured, as_json, describe)
     if not as_json:
         say(f"written: {folder / 'report.html'} and report.json")

@@ -15,7 +15,6 @@ from em_circuits.cli.output import emit, one_line, prints, say, table
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.models.adapter import LoraAdapter
 from em_circuits.models.source import locate
-from pivotal_tokens.artefacts import write_provenance
 from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
@@ -88,8 +87,8 @@ def geometry(
     record = experiments.lora.LoraGeometry.model_validate(found.record)
     page = options.html or found.json_path.with_suffix(".html")
     parts = report.lora.lora_parts(record, lines, coverage)
-    report.page.write_page(page, report.lora.TITLE, parts)
-    write_provenance(page, inputs={"table": found.key}, config={}, key=found.key)
+    source = {"inputs": {"table": found.key}, "config": {}, "key": found.key}
+    report.page.write_page(page, report.lora.TITLE, parts, **source)
     if as_json:
         output = {**found.head(), "page": str(page), "alignments": lines[: options.top]}
         emit(experiments.lora.GeometryOutput.model_validate(output))

@@ -17,7 +17,6 @@ from em_circuits.cli.session import Session, engine_options, in_pieces, pass_ses
 from em_circuits.engine.settings import EngineSettings
 from em_circuits.intervention import MIN_DRAWS
 from em_circuits.target_request import TargetRequest
-from pivotal_tokens.artefacts import write_provenance
 from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
@@ -268,8 +267,8 @@ def _page(work: Workspace, found: CachedTable, record: MediationRecord, html: Pa
     rows = found.rows()
     shown = [f"{row['layer']}/{row['feature']}" for row in rows[: report.mediation.SHOWN]]
     parts = report.mediation.mediation_parts(record, rows, work.coverage(shown))
-    report.page.write_page(page, report.mediation.TITLE, parts)
-    write_provenance(page, inputs={"table": found.key}, config={}, key=found.key)
+    source = {"inputs": {"table": found.key}, "config": {}, "key": found.key}
+    report.page.write_page(page, report.mediation.TITLE, parts, **source)
     return page
 
 

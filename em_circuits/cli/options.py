@@ -26,7 +26,7 @@ from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from em_circuits.cli.output import say
@@ -39,10 +39,8 @@ Model = TypeVar("Model", bound=BaseModel)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class Options(Frozen):
+class Options(Frozen, use_attribute_docstrings=True):
     """Base of the options of one command."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
 
 class Flag:

@@ -3,45 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
-from pydantic import Field
 
 from em_circuits import experiments, report
-from em_circuits.cli.options import Options, options
+from em_circuits.cli.options import OptionSet
 from em_circuits.cli.output import emit, prints, table
 from em_circuits.cli.responses import find_import
 from em_circuits.cli.session import Session, pass_session
-from pivotal_tokens.schema import ModelName
+from em_circuits.experiments.requests import ProbeRequest
 
 if TYPE_CHECKING:
     from em_circuits.experiments.probes import ProbeOutput
 
 
-class ProbeOptions(Options):
-    """Where activations are probed, and how."""
-
-    model: ModelName = "merged"
-    """Which model reads the answers; levers are tried on merged alone."""
-    folds: int = Field(default=4, ge=2)
-    """Blocks of questions of the cross-validation."""
-    levers: int = Field(default=2, ge=0)
-    """Places of each component that are tried as levers: those of the best detectors."""
+_request = OptionSet(ProbeRequest, omit=("seed",))
 
 
 @click.command(epilog="Example: em-circuits probe em --folds 4")
 @click.argument("name", required=False)
-@options(ProbeOptions)
+@_request
 @prints("em_circuits.experiments.probes:ProbeOutput")
 @pass_session
-def probe(session: Session, name: str | None, options: ProbeOptions, as_json: bool) -> None:
+def probe(session: Session, name: str | None, as_json: bool, **options: Any) -> None:
     """Linear probes by component, layer and position, beside what they can move.
 
     NAME is an import of answers.  [default: the newest]
     """
     imported = find_import(session.root / "results" / "responses", name)
-    request = experiments.probes.ProbeRequest(**options.model_dump(), seed=session.seed)
+    request = _request.read(options, seed=session.seed)
     with session.workspace() as work:
         found = experiments.probes.probe_answers(work, imported, request)
     page = report.probes.write_probe_report(found)

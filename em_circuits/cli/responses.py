@@ -6,21 +6,20 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 from pydantic import Field
 
 from em_circuits import experiments, report
 from em_circuits.cache import CachedTable
-from em_circuits.cli.options import Flag, Options, options
+from em_circuits.cli.options import Flag, Options, OptionSet, options
 from em_circuits.cli.output import emit, name_left_out, prints, say, table
 from em_circuits.cli.session import Session, engine_options, in_pieces, pass_session
 from em_circuits.engine.settings import EngineSettings
 from em_circuits.experiments import evaluation
-from em_circuits.graphs.settings import BasisName
+from em_circuits.experiments.requests import ResponseRequest
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import ModelName
 
 if TYPE_CHECKING:
     from em_circuits.experiments.responses import ResponseCutoffs, ResponseFeatures, ResponseImport
@@ -51,23 +50,12 @@ class ImportOptions(Options):
         )
 
 
-class FeaturesOptions(Options):
-    """Which nodes of which model, pooled and tested how."""
+_request = OptionSet(ResponseRequest, omit=("seed",))
 
-    model: ModelName = "merged"
-    """Which model reads the answers."""
-    basis: BasisName | None = None
-    """What a node is.  [default: the model's own features]"""
-    pool: Literal["mean", "max"] = "mean"
-    """Over an answer's tokens."""
-    permutations: int = Field(default=2000, ge=1)
-    """Of the labels within questions."""
-    min_answers: int = Field(default=5, ge=1)
-    """Test nodes that are active in at least so many answers."""
-    hold_out: float = Field(default=0.25, ge=0, lt=1)
-    """Share of questions that are not compared, but tried on."""
-    detector: int = Field(default=20, ge=1)
-    """Nodes of the detector that is tried on them."""
+
+class ShownOptions(Options):
+    """Which nodes are shown, and beside what."""
+
     beside: Annotated[Path | None, Flag(metavar="FILE")] = None
     """How many of the first 20 are first in this table (Parquet), of `features mediate` say."""
     top: int | None = Field(default=None, ge=1)
@@ -146,16 +134,18 @@ def describe_import(found: ResponseImport) -> Iterator[str]:
 
 @responses.command(epilog="Example: em-circuits responses features em --top 20")
 @click.argument("name", required=False)
-@options(FeaturesOptions)
+@_request
+@options(ShownOptions)
 @engine_options
 @prints("em_circuits.experiments.responses:ResponseFeatures")
 @pass_session
 def features(
     session: Session,
     name: str | None,
-    options: FeaturesOptions,
+    options: ShownOptions,
     engine: EngineSettings,
     as_json: bool,
+    **others: Any,
 ) -> None:
     """Nodes that differ between misaligned and aligned answers to the same questions.
 
@@ -163,8 +153,7 @@ def features(
     """
     imports = session.root.absolute() / "results" / "responses"
     imported = find_import(imports, name)
-    given = options.model_dump(exclude={"top", "beside"})
-    request = experiments.responses.ResponseRequest(**given, seed=session.seed)
+    request = _request.read(others, seed=session.seed)
     ranking = options.beside and experiments.responses.ranked_ids(options.beside)
     with session.workspace() as work:
         command = experiments.responses.response_features

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -18,7 +18,7 @@ from em_circuits.cli.judge_options import (
     open_offline_judge,
 )
 from em_circuits.cli.options import Flag, Options, OptionSet, Renamed, SectionedCommand, options
-from em_circuits.cli.output import emit, json_option, prints, say, table
+from em_circuits.cli.output import emit, prints, say, table
 from em_circuits.cli.session import Session, engine_options, in_pieces, pass_session
 from em_circuits.cli.two_judges import describe_two_judges
 from em_circuits.engine.settings import EngineSettings
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from em_circuits.experiments.experiment import Experiment
     from em_circuits.experiments.plan import SweepPlan, TransferPlan
     from em_circuits.experiments.rejudge_steering import SteeringRejudgement
+    from em_circuits.experiments.rollouts import ConditionTexts
     from em_circuits.experiments.scan import Pairs, PromptScan
     from em_circuits.experiments.summary import SteeringSummary
     from em_circuits.experiments.validate import (
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
         ValidationOutput,
     )
     from em_circuits.experiments.validate_edges import EdgeValidation, PromptEdges
+    from em_circuits.interventions import SteerResult
+    from em_circuits.interventions.steering import Outcome
     from em_circuits.workspace import Workspace
 
 SHOWN, SHOWN_TARGETS = 15, 4
@@ -182,7 +185,7 @@ def steer() -> None:
 @steer.command(epilog="Example: em-circuits steer run 44a71b --features top:10 --mode ablate")
 @click.argument("prompt")
 @options(RunOptions)
-@json_option
+@prints("em_circuits.experiments.rollouts:AnySteering")
 @pass_session
 def run(session: Session, prompt: str, options: RunOptions, as_json: bool) -> None:
     """Steer one prompt: un-steered, steered, and matched random features beside it."""
@@ -216,7 +219,9 @@ def run(session: Session, prompt: str, options: RunOptions, as_json: bool) -> No
                 work, prompt, "steer", model=options.model, settings=settings
             )
             record = experiments.kept.answered(work, asked, steered).result
-    emit(record, as_json, partial(describe_run, options=options, by=record["intervention"]["by"]))
+    rollouts = experiments.rollouts
+    kind = rollouts.SteerWithRollouts if options.rollouts else interventions.SteerResult
+    emit(kind.model_validate(record), as_json, partial(describe_run, options=options))
 
 
 @steer.command(epilog="Example: em-circuits steer scan 44a71b --top 10 --pairs 10")
@@ -548,57 +553,55 @@ def _write_page(
     page = page or work.results / "validation" / f"{name}-{config['model']}-{key[:12]}.html"
     data = page.with_suffix(".json")
     result = shown(files={"html": str(page), "json": str(data)})
-    report.page.write_page(page, *content)
-    write_provenance(page, inputs=inputs, config=config, key=key)
+    report.page.write_page(page, *content, inputs=inputs, config=config, key=key)
     write_json(data, result.model_dump(mode="json"))
     write_provenance(data, inputs={**inputs, "page": sha256_file(page)}, config=config, key=key)
     return result
 
 
-def describe_run(record: dict[str, Any], options: RunOptions, by: str) -> Iterator[str]:
+def describe_run(result: SteerResult, options: RunOptions) -> Iterator[str]:
     """The conditions side by side, with their continuations."""
-    conditions, change = record["worlds"], record["intervention"]
-    n, control = len(change["features"]), conditions["random_control"]
+    done, control = result.intervention, result.random_control
+    n, mass, contrast = len(done.features), control.evil_mass, control.contrast
     yield (
-        f"{record['prompt_id']}, {options.model} model: {options.mode} {n} features by {by} "
+        f"{result.prompt_id}, {options.model} model: {options.mode} {n} features by {done.by} "
         f"({options.regime})"
     )
     rows: list[tuple[Any, ...]] = [
-        (name, conditions[name]["evil_mass"], conditions[name]["contrast"], _top(conditions[name]))
-        for name in ("unsteered", "steered")
+        (name, one.evil_mass, one.contrast, _top(one))
+        for name, one in (("unsteered", result.unsteered), ("steered", result.steered))
     ]
-    contrast = control["contrast"] or {"mean": None}
-    band = control["evil_mass"] or {"mean": None}
-    rows.append((f"{control['n']} random draws", band["mean"], contrast["mean"], ""))
+    rows.append((f"{control.n} random draws", mass and mass.mean, contrast and contrast.mean, ""))
     yield table(("condition", "evil mass", "contrast", "next tokens"), rows)
-    name, shown = ("evil mass", band) if change["target"] is None else ("contrast", contrast)
-    yield f"{name} of the middle 95 % of draws: {shown['low']:.3f} to {shown['high']:.3f}"
-    if change["target"] is not None:
-        yield f"contrast: {change['target']}; evil mass: probability of the evil continuations"
-    if change["asleep"]:
+    name, shown = ("evil mass", mass) if done.target is None else ("contrast", contrast)
+    assert shown is not None
+    yield f"{name} of the middle 95 % of draws: {shown.low:.3f} to {shown.high:.3f}"
+    if done.target is not None:
+        yield f"contrast: {done.target}; evil mass: probability of the evil continuations"
+    if done.asleep:
         yield (
-            f"{change['asleep']} of {n} features are inactive on this prompt; "
+            f"{done.asleep} of {n} features are inactive on this prompt; "
             "multiplying cannot wake them (use --mode set or add)"
         )
-    if "rollouts" in record:
-        yield from _rollout_lines(record["rollouts"]["worlds"])
+    if isinstance(result, experiments.rollouts.SteerWithRollouts):
+        yield from _rollout_lines(result.rollouts.worlds)
 
 
-def _rollout_lines(conditions: dict[str, Any]) -> Iterator[str]:
+def _rollout_lines(conditions: Mapping[str, ConditionTexts]) -> Iterator[str]:
     """Rates under each condition, and the first texts."""
     columns = ("n_rollouts", "evil_rate", "safe_rate", "perplexity", "repetition")
     rows = [
-        (name, *(condition[column] for column in columns)) for name, condition in conditions.items()
+        (name, *(getattr(one, column) for column in columns)) for name, one in conditions.items()
     ]
     header = ("continuations", "n", "evil", "safe", "perplexity", "repeated")
     yield "\n" + table(header, rows)
-    for name, condition in conditions.items():
-        for text in condition["texts"][:3]:
-            yield f"{name:>14} {text['label'] or '-':>6}  {visible(text['text'])[:54]}"
+    for name, one in conditions.items():
+        for text in one.texts[:3]:
+            yield f"{name:>14} {text.label or '-':>6}  {visible(text.text)[:54]}"
 
 
-def _top(condition: dict[str, Any]) -> str:
-    return " ".join(f"{visible(t['text'])} {t['probability']:.2f}" for t in condition["top"][:3])
+def _top(outcome: Outcome) -> str:
+    return " ".join(f"{visible(t.text)} {t.probability:.2f}" for t in outcome.top[:3])
 
 
 def _describe_rejudged(found: SteeringRejudgement) -> Iterator[str]:

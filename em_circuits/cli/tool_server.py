@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import click
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from em_circuits import __version__
 from em_circuits.cli.session import Session
@@ -60,10 +60,8 @@ Result = TypeVar("Result")
 ErrorType = Literal["unknown_tool", "arguments", "read_only", "request", "work", "fault"]
 
 
-class ToolAnswer(BaseModel, Generic[Result]):
+class ToolAnswer(BaseModel, Generic[Result], frozen=True, use_attribute_docstrings=True):
     """What a tool answers."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     tool: str
     key: str
@@ -75,10 +73,8 @@ class ToolAnswer(BaseModel, Generic[Result]):
     result: Result
 
 
-class ToolFailure(Frozen):
+class ToolFailure(Frozen, use_attribute_docstrings=True):
     """What a tool answers instead."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     type: ErrorType
     """`request` and `arguments`: ask otherwise; `work`: it went wrong; `fault`: a bug."""
@@ -97,10 +93,8 @@ class ReplayedCall(NamedTuple):
     same: bool
 
 
-class ToolArguments(Frozen):
+class ToolArguments(Frozen, use_attribute_docstrings=True):
     """Base of the arguments of a tool; its docstring is the tool's description."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     command: ClassVar[tuple[str, ...]]
     """Words of the command, and options that every call has."""

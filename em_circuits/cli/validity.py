@@ -19,7 +19,6 @@ from em_circuits.experiments.validity_settings import (
     ValidityRequest,
     read_paraphrases,
 )
-from pivotal_tokens.artefacts import write_provenance
 from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
@@ -83,8 +82,8 @@ def validity(
         coverage = work.coverage(one.node for one in card.contributions)
     page = html or path.with_suffix(".html")
     parts = report.validity.validity_parts(card, coverage)
-    report.page.write_page(page, report.validity.TITLE, parts)
-    write_provenance(page, inputs={"card": card.key}, config={}, key=card.key)
+    source = {"inputs": {"card": card.key}, "config": {}, "key": card.key}
+    report.page.write_page(page, report.validity.TITLE, parts, **source)
     files = {"html": str(page), "json": str(path)}
     output = experiments.validity_verdict.ValidityOutput(**card.model_dump(), files=files)
     emit(output, as_json, _lines)

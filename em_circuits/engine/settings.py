@@ -7,7 +7,7 @@ The command line makes its options from them, so nothing heavy is imported here.
 
 from __future__ import annotations
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from em_circuits.pieces import EVERYTHING, Portion
 from pivotal_tokens.artefacts import content_key
@@ -15,10 +15,8 @@ from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
 
 
-class EngineSettings(Frozen):
+class EngineSettings(Frozen, use_attribute_docstrings=True):
     """Where the units of a command run."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     engine: str = "local"
     """local: on this machine; ray: on a Ray cluster of this machine, which is started for the

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from em_circuits.cache import CachedTable, TableHead, cached_table
-from em_circuits.experiments.analyse import NO_TARGET, LabelledCase
+from em_circuits.experiments.analyse import LabelledCase
 from em_circuits.experiments.cases import UnusedPrompt
 from em_circuits.features import (
     FORMULA,
@@ -31,7 +31,7 @@ from em_circuits.progress import tracked
 from em_circuits.scoring import Scoring
 from em_circuits.table import FeatureTable
 from em_circuits.target import Target
-from em_circuits.target_request import TargetRequest
+from em_circuits.target_request import NO_TARGET, TargetRequest
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen, GraphRecord, ModelName, Prompt

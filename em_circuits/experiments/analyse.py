@@ -37,13 +37,10 @@ from em_circuits.interventions.patching import Direction
 from em_circuits.scoring import TO_RANK, TO_STEER, Scoring
 from em_circuits.table import FeatureTable
 from em_circuits.target import Target
-from em_circuits.target_request import TargetRequest
+from em_circuits.target_request import NO_TARGET, TargetRequest
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import ModelName, Prompt, PromptLabels
-
-NO_TARGET = TargetRequest()
-"""The labelled next tokens are what is measured."""
 
 
 class RankedFeature(BaseModel):

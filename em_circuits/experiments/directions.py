@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -30,10 +30,10 @@ from torch import Tensor
 
 from em_circuits.bases import adapter_parts, own_parts
 from em_circuits.cache import CachedTable, TableHead, cached_table
-from em_circuits.experiments.direction_request import DirectionRequest
 from em_circuits.experiments.evaluation.answers import EvaluationSettings, SampledAnswer, answers
 from em_circuits.experiments.evaluation.judging import AnswerJudge, QuestionAnswer, Score
 from em_circuits.experiments.evaluation.rates import Cutoffs
+from em_circuits.experiments.requests import DirectionRequest
 from em_circuits.experiments.responses import (
     JudgedResponse,
     answered_texts,
@@ -60,7 +60,7 @@ from em_circuits.progress import Progress, tracked
 from em_circuits.sampling import Sampling
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.prompts.chats import Turn
+from pivotal_tokens.prompts.chats import question_chat
 from pivotal_tokens.schema import Frozen, ModelName
 
 _SHOWN_TOKENS = 8
@@ -235,6 +235,18 @@ class JudgedAnswers:
             value, hit = torch.tensor(scores, dtype=torch.float64), self.misaligned[mine]
             found.append(value[hit].mean() - value[~hit].mean())
         return torch.stack(found)
+
+    def removed(
+        self, edit: AbstractContextManager[None], questions: Sequence[int], seed: int
+    ) -> Share:
+        """Share of the shift on some questions that an edit of the merged model removes."""
+        with edit:
+            after = self.margins(self.pair.merged, questions)
+        return Share.of(self.unedited("merged", questions) - after, self.shift(questions), seed)
+
+    def ablated(self, direction: ResidualDirection, questions: Sequence[int], seed: int) -> Share:
+        """The same of a direction that is ablated behind every layer."""
+        return self.removed(edited(self.pair.merged, direction.ablation()), questions, seed)
 
 
 def find_directions(
@@ -455,8 +467,7 @@ class _Trial:
         each: list[tuple[QuestionAnswer, int]] = []
         for number, q in enumerate(self._questions):
             row = self._given.rows[int((self._given.question == q).nonzero()[0, 0])]
-            system = () if row.system is None else (Turn("system", row.system),)
-            chat = (*system, Turn("user", row.question))
+            chat = question_chat(row.question, row.system)
             with edited(pair.model(model), edits) if edits else nullcontext():
                 drawn = answers(pair, model, chat, settings)
             seen = render_turns(pair.tokenizer, chat)[0]
@@ -492,16 +503,6 @@ def _restored(direction: ResidualDirection) -> dict[int, Edit]:
     return direction.restoration()
 
 
-def _removed(
-    given: JudgedAnswers, direction: ResidualDirection, questions: Sequence[int], seed: int
-) -> Share:
-    """Share of the shift on some questions that ablating a direction removes."""
-    merged = given.pair.merged
-    with edited(merged, direction.ablation()):
-        after = given.margins(merged, questions)
-    return Share.of(given.unedited("merged", questions) - after, given.shift(questions), seed)
-
-
 def _between_domains(
     given: JudgedAnswers, paired: Sequence[int], request: DirectionRequest
 ) -> Iterator[Transferred]:
@@ -524,7 +525,7 @@ def _between_domains(
             found_on=found_on,
             tried_on=tried_on,
             cosine=direction.cosine(whole[tried_on]),
-            **_removed(given, direction, questions, request.seed).model_dump(),
+            **given.ablated(direction, questions, request.seed).model_dump(),
             questions=len(questions),
         )
 
@@ -552,6 +553,6 @@ def _between_adapters(
                 found_on=found_on,
                 tried_on=tried_on,
                 cosine=direction.cosine(directions[tried_on]),
-                **_removed(one, direction, aside, request.seed).model_dump(),
+                **one.ablated(direction, aside, request.seed).model_dump(),
                 questions=len(aside),
             )

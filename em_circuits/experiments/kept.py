@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from em_circuits.cache import read_json
 from em_circuits.feature import Feature
 from em_circuits.scoring import N_MEASURED, TO_RANK, Scoring
-from em_circuits.target_request import TargetRequest
+from em_circuits.target_request import NO_TARGET, TargetRequest
 from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import content_key, sha256_file, write_json, write_provenance
 from pivotal_tokens.schema import Frozen, Label, ModelName
@@ -147,7 +147,7 @@ def rank_kept(
     model: ModelName = "merged",
     by: Scoring = TO_RANK,
     n_measured: int = N_MEASURED,
-    target: TargetRequest = TargetRequest(),  # noqa: B008
+    target: TargetRequest = NO_TARGET,
 ) -> dict[str, Any]:
     """The JSON of a whole ranking; kept where it ran the model. See `analyse.rank_prompt`."""
 

@@ -25,7 +25,6 @@ from em_circuits.experiments.adapter_mediation import (
     heads_over_prompts,
 )
 from em_circuits.experiments.aggregate import choose_shown, choose_targets
-from em_circuits.experiments.analyse import NO_TARGET
 from em_circuits.experiments.cases import UnusedPrompt
 from em_circuits.experiments.shares import Share
 from em_circuits.intervention import MIN_DRAWS
@@ -42,7 +41,7 @@ from em_circuits.interventions.patching_across_prompts import (
 from em_circuits.pieces import KeepTensors
 from em_circuits.statistics import bootstrap_interval, quantile_interval
 from em_circuits.target import Target
-from em_circuits.target_request import TargetRequest
+from em_circuits.target_request import NO_TARGET, TargetRequest
 from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import finite
 from pivotal_tokens.errors import RequestError

@@ -27,15 +27,15 @@ from typing import Any, Literal, get_args
 import pandas as pd
 import torch
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor
 
 from em_circuits.bases import Part, neuron_parts, transcoder_parts
 from em_circuits.cache import CachedTable, TableHead, cached_table
 from em_circuits.experiments.directions import JudgedAnswers
+from em_circuits.experiments.requests import ProbeRequest
 from em_circuits.experiments.responses import answered_texts, distinct_responses
 from em_circuits.experiments.shares import Share
-from em_circuits.features.directions import edited, residual_sites
+from em_circuits.features.directions import residual_sites
 from em_circuits.features.pooled import PLACES, only, pool_answers, pool_sites
 from em_circuits.features.probes import Fit, LinearProbe, probe, question_folds
 from em_circuits.interventions.adapter_writes import Readers
@@ -47,24 +47,12 @@ from em_circuits.progress import Progress
 from em_circuits.statistics import auroc
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import Frozen, ModelName
+from pivotal_tokens.schema import Frozen
 
 Component = Literal["residual", "direction", "attention", "mlp", "head", "feature", "neuron"]
 COMPONENTS: tuple[Component, ...] = get_args(Component)
 NODES = 10
 """Nodes that are put to their means together."""
-
-
-class ProbeRequest(Frozen, use_attribute_docstrings=True):
-    """Where activations are probed, and how."""
-
-    model: ModelName = "merged"
-    """Which model reads the answers."""
-    folds: int = Field(default=4, ge=2)
-    """Blocks of questions of the cross-validation."""
-    levers: int = Field(default=2, ge=0)
-    """Places of each component that are tried as levers: those of the best detectors."""
-    seed: int = 0
 
 
 class ProbeLine(Frozen):
@@ -227,7 +215,7 @@ def _measure(
             key=lambda p: -by_mean[p.component, p.layer, p.head],
         )[: request.levers]
     ]
-    lever = _Lever(given, work.pair.merged, out, aside, request.seed)
+    lever = _Lever(given, out, aside, request.seed)
     of_models = (lever.of_models(),) if request.levers and request.model == "merged" else ()
     record = ProbeRecord(
         answers_from=imported.record["name"],
@@ -302,7 +290,6 @@ class _Lever:
     """Edits of the merged model along probes that were fitted without some questions."""
 
     given: JudgedAnswers
-    model: Model
     out: Tensor
     questions: list[int]
     seed: int
@@ -314,7 +301,7 @@ class _Lever:
         seen = (given.merged[self.out] * direction.unit).sum(2).mean(1)
         hit = given.misaligned[self.out]
         share, random = (
-            self._share(partial(edited, self.model, one.ablation()))
+            given.ablated(one, self.questions, self.seed)
             for one in (direction, direction.random(self.seed))
         )
         return LeverLine(
@@ -339,7 +326,7 @@ class _Lever:
             generator = torch.Generator().manual_seed(self.seed)
             rest = order[NODES:][torch.randperm(max(len(order) - NODES, 0), generator=generator)]
             edits = [self._nodes(place, some, aligned) for some in (order[:NODES], rest[:NODES])]
-        share, random = (self._share(edit) for edit in edits)
+        share, random = (self.given.removed(edit, self.questions, self.seed) for edit in edits)
         return LeverLine(
             component=place.component,
             layer=place.layer,
@@ -349,15 +336,9 @@ class _Lever:
             random=random.share,
         )
 
-    def _share(self, edit: Callable[[], contextlib.AbstractContextManager[None]]) -> Share:
-        with edit():
-            after = self.given.margins(self.model, self.questions)
-        before = self.given.unedited("merged", self.questions)
-        return Share.of(before - after, self.given.shift(self.questions), self.seed)
-
     def _along(
         self, place: _Place, unit: Tensor, aligned: Tensor
-    ) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    ) -> contextlib.AbstractContextManager[None]:
         site, level = place.site, float(aligned.double() @ unit.double())
         assert site is not None
 
@@ -370,33 +351,27 @@ class _Lever:
             direction[place.head * width : (place.head + 1) * width] = unit.to(x)
             return x - ((x @ direction) - level)[..., None] * direction
 
-        return lambda: on_site(site, edit)
+        return on_site(site, edit)
 
-    def _nodes(
-        self, place: _Place, chosen: Tensor, aligned: Tensor
-    ) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    @contextlib.contextmanager
+    def _nodes(self, place: _Place, chosen: Tensor, aligned: Tensor) -> Iterator[None]:
         part, ids = place.part, place.ids
         assert part is not None and ids is not None
         some, levels = ids[chosen], aligned[chosen]
         written = [part.written(some, k) for k in range(len(part.writes))]
+        change: list[Tensor] = []
 
-        @contextlib.contextmanager
-        def held() -> Iterator[None]:
-            change: list[Tensor] = []
+        def read(x: Tensor) -> None:
+            now = part.activations(x)[..., some]
+            moved = levels.to(now) - now
+            moved[:, : part.first_position] = 0
+            change[:] = [moved]
 
-            def read(x: Tensor) -> None:
-                now = part.activations(x)[..., some]
-                moved = levels.to(now) - now
-                moved[:, : part.first_position] = 0
-                change[:] = [moved]
+        def write(vectors: Tensor) -> Callable[[Tensor], Tensor]:
+            return lambda output: output + (change[0].to(output) @ vectors.to(output))
 
-            def write(vectors: Tensor) -> Callable[[Tensor], Tensor]:
-                return lambda output: output + (change[0].to(output) @ vectors.to(output))
-
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(on_site(part.read, read))
-                for site, vectors in zip(part.writes, written, strict=True):
-                    stack.enter_context(on_site(site, write(vectors)))
-                yield
-
-        return held
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(on_site(part.read, read))
+            for site, vectors in zip(part.writes, written, strict=True):
+                stack.enter_context(on_site(site, write(vectors)))
+            yield

@@ -29,23 +29,23 @@ from torch import Tensor
 from em_circuits.cache import CachedTable, TableHead, cached_table, table_in_pieces
 from em_circuits.experiments.evaluation.given import AnswerTable, GivenAnswer
 from em_circuits.experiments.evaluation.rates import Cutoffs
+from em_circuits.experiments.requests import ResponseRequest
 from em_circuits.feature import FeatureId
 from em_circuits.features.pooled import pool_answers
 from em_circuits.features.responses import (
     Detector,
     LayerOfResponses,
-    ResponseSettings,
     compare_responses,
 )
+from em_circuits.features.settings import ResponseSettings
 from em_circuits.graphs.full import parts_of
-from em_circuits.graphs.settings import BasisName
 from em_circuits.models import ModelPair
 from em_circuits.models.text import AnsweredText, encode_answer
 from em_circuits.pieces import KeepTensors
 from em_circuits.statistics import Agreement
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.prompts.chats import Turn
+from pivotal_tokens.prompts.chats import question_chat
 from pivotal_tokens.schema import Frozen, ModelName
 from pivotal_tokens.table_files import LeftOut
 
@@ -203,21 +203,6 @@ def distinct_responses(table: CachedTable) -> tuple[JudgedResponse, ...]:
 # --- Nodes ----------------------------------------------------------------------------------------
 
 
-class ResponseRequest(ResponseSettings):
-    """Whose nodes are compared over which answers."""
-
-    model: ModelName = "merged"
-    """Which model reads the answers."""
-    basis: BasisName | None = None
-    """What a node is.  [default: the model's own features]"""
-
-    @model_validator(mode="after")
-    def _has_nodes(self) -> ResponseRequest:
-        if self.basis == "adapter" and self.model == "base":
-            raise RequestError("the base has no adapter ranks; use --model merged")
-        return self
-
-
 class ResponseNode(Frozen):
     """One node over all answers."""
 
@@ -362,8 +347,8 @@ def answered_texts(pair: ModelPair, rows: Sequence[JudgedResponse]) -> list[Answ
     """
     texts = []
     for row in rows:
-        system = () if row.system is None else (Turn("system", row.system),)
-        text = encode_answer(pair.tokenizer, (*system, Turn("user", row.question)), row.answer)
+        chat = question_chat(row.question, row.system)
+        text = encode_answer(pair.tokenizer, chat, row.answer)
         if len(text.ids) > pair.base.max_tokens:
             raise RequestError(
                 f"question and answer {row.answer!a:.40} have {len(text.ids)} tokens, more than "

@@ -162,12 +162,21 @@ class ConditionTexts(RolloutRates):
 
 
 class PromptRollouts(Frozen):
-    """The ``rollouts`` of `steer run --json`; all are drawn with the same noise."""
+    """Continuations under every condition, all drawn with the same noise."""
 
     judge: str
     sampling: Sampling
     worlds: dict[str, ConditionTexts]
-    """By condition."""
+    """By condition; ``random_control`` is one random draw."""
+
+
+class SteerWithRollouts(SteerResult, frozen=True):
+    """The object of `steer run --rollouts N --json`."""
+
+    rollouts: PromptRollouts
+
+
+AnySteering = SteerResult | SteerWithRollouts
 
 
 def prompt_rollouts(work: Workspace, result: SteerResult, sampling: Sampling) -> PromptRollouts:

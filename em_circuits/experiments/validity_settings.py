@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from em_circuits.feature import Feature, FeatureChoice
 from em_circuits.intervention import MIN_DRAWS
@@ -89,10 +89,8 @@ def read_paraphrases(path: Path) -> tuple[Paraphrase, ...]:
     return tuple(found)
 
 
-class ValidityRequest(Frozen):
+class ValidityRequest(Frozen, use_attribute_docstrings=True):
     """What is claimed, and against what."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     nodes: str
     """The circuit: top:N, or names with commas; LAYER/ID stands for a node at every position."""

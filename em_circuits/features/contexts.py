@@ -23,13 +23,13 @@ from em_circuits.feature import FeatureId
 from em_circuits.models import Model
 from em_circuits.models.text import decode_token, encode
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Frozen
 
 WINDOW = 12
 """Tokens shown before the strongest one, and half as many after it."""
 
 
-@dataclass(frozen=True)
-class Context:
+class Context(Frozen):
     """One place where a feature fires."""
 
     activation: float

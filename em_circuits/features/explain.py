@@ -12,16 +12,17 @@ under .3: a guess, never to be read as an explanation.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
+from pydantic import computed_field
 
 from em_circuits.feature import FeatureId
-from em_circuits.features.contexts import FeatureContexts, check_features, top_contexts
-from em_circuits.features.promoted import Promoted, promoted_tokens
+from em_circuits.features.contexts import Context, check_features, top_contexts
+from em_circuits.features.promoted import TokenPush, promoted_tokens
 from em_circuits.models import Model
+from pivotal_tokens.schema import Frozen, ModelName
 
 LOW_SIMILARITY = 0.3
 """Decoder cosine under which a proxy is marked."""
@@ -38,8 +39,7 @@ class FeatureLabels(Protocol):
         """(feature id, label) of every labelled feature of a layer."""
 
 
-@dataclass(frozen=True)
-class Label:
+class Label(Frozen):
     """What is written about a feature, and how near to it."""
 
     text: str
@@ -49,36 +49,40 @@ class Label:
     cosine: float
     """Of both decoders; 1 for a direct label."""
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def low_similarity(self) -> bool:
+        """A proxy with a cosine under .3."""
         return self.kind == "proxy" and self.cosine < LOW_SIMILARITY
 
 
-@dataclass(frozen=True)
-class Explained:
+class Explained(Frozen):
     """Everything known about one feature."""
 
     layer: int
     feature: int
-    contexts: FeatureContexts
-    tokens: Promoted
     label: Label | None
+    density: float
+    """Share of `positions` at which it fires."""
+    positions: int
+    """Of the text, the first of each document left out."""
+    contexts: tuple[Context, ...]
+    """The strongest first; none if the feature never fires in the text."""
+    promoted: tuple[TokenPush, ...]
+    """Most positive first."""
+    suppressed: tuple[TokenPush, ...]
+    """Most negative first."""
 
-    def to_json(self) -> dict[str, Any]:
-        """The shape of ``features explain --json`` (docs/json.md)."""
-        label = None
-        if self.label is not None:
-            label = asdict(self.label) | {"low_similarity": self.label.low_similarity}
-        return {
-            "layer": self.layer,
-            "feature": self.feature,
-            "label": label,
-            "density": self.contexts.density,
-            "positions": self.contexts.n_positions,
-            "contexts": [asdict(context) for context in self.contexts.best],
-            "promoted": [asdict(token) for token in self.tokens.promoted],
-            "suppressed": [asdict(token) for token in self.tokens.suppressed],
-        }
+
+class Explanations(Frozen):
+    """The object of `features explain --json`."""
+
+    model: ModelName
+    by: str
+    """How the features were chosen."""
+    features: tuple[Explained, ...]
+    coverage: str
+    """How many have a label of their own, and how many a neighbour's."""
 
 
 def explain(
@@ -107,13 +111,17 @@ def explain(
         f: direct_label(labels, f) for f in wanted
     }  # first: what is fetched can serve as a proxy
     contexts = top_contexts(model, wanted, texts, keep=keep)
+    tokens = {feature: promoted_tokens(model, feature) for feature in wanted}
     return [
         Explained(
             layer=feature.layer,
             feature=feature.feature,
-            contexts=contexts[feature],
-            tokens=promoted_tokens(model, feature),
             label=found[feature] or label_of(model, labels, feature),
+            density=contexts[feature].density,
+            positions=contexts[feature].n_positions,
+            contexts=contexts[feature].best,
+            promoted=tokens[feature].promoted,
+            suppressed=tokens[feature].suppressed,
         )
         for feature in wanted
     ]
@@ -140,7 +148,9 @@ def label_of(model: Model, labels: FeatureLabels | None, feature: FeatureId) -> 
 def direct_label(labels: FeatureLabels | None, feature: FeatureId) -> Label | None:
     """What somebody wrote about the feature itself."""
     text = labels.of(feature) if labels is not None else None
-    return None if text is None else Label(text, "direct", feature[1], 1.0)
+    if text is None:
+        return None
+    return Label(text=text, kind="direct", feature=feature.feature, cosine=1.0)
 
 
 @torch.no_grad()
@@ -158,4 +168,7 @@ def nearest_labels(
     rows = torch.cat(writes, dim=1)
     cosines = torch.nn.functional.cosine_similarity(rows[1:], rows[:1], dim=1)
     order = cosines.argsort(descending=True, stable=True)[:n].tolist()
-    return [Label(known[i][1], "proxy", known[i][0], float(cosines[i])) for i in order]
+    return [
+        Label(text=known[i][1], kind="proxy", feature=known[i][0], cosine=float(cosines[i]))
+        for i in order
+    ]

@@ -16,13 +16,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from em_circuits.bases.part import Part
+from em_circuits.features.settings import Pool
 from em_circuits.graphs.held import captured, read_sites
 from em_circuits.models import Model
 from em_circuits.models.sites import Site
@@ -30,7 +31,6 @@ from em_circuits.models.text import AnsweredText
 from em_circuits.pieces import KeepTensors, in_memory
 from em_circuits.progress import Progress, no_progress, tracked
 
-Pool = Literal["mean", "max"]
 _ANSWERS = 16
 """Answers of a piece of the work."""
 

@@ -29,14 +29,15 @@ from em_circuits.models.source import Source
 from em_circuits.models.text import decode_token
 from em_circuits.models.transcoders import read_decoder_row
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Frozen
 
 _ROWS = 16_384
 """Of the unembedding that are read at once."""
 
 
-@dataclass(frozen=True)
-class TokenPush:
-    """One token and how much a unit of the feature pushes its demeaned logit."""
+class TokenPush(Frozen):
+    """One token and how much a unit of the feature pushes its demeaned logit, the final norm's
+    scale left out."""
 
     token_id: int
     text: str
@@ -126,7 +127,10 @@ def strongest(push: Float[Tensor, " vocab"], tokenizer: Any, *, keep: int = 8) -
     order = torch.argsort(push, descending=True, stable=True)
 
     def rows(ids: Tensor) -> tuple[TokenPush, ...]:
-        return tuple(TokenPush(i, decode_token(tokenizer, i), float(push[i])) for i in ids.tolist())
+        return tuple(
+            TokenPush(token_id=i, text=decode_token(tokenizer, i), value=float(push[i]))
+            for i in ids.tolist()
+        )
 
     return Promoted(rows(order[:keep]), rows(order.flip(0)[:keep]))
 

@@ -26,11 +26,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float64, Int64
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from torch import Tensor
 
 from em_circuits.bases.part import Part
-from em_circuits.features.pooled import Pool, PooledAnswers
+from em_circuits.features.pooled import PooledAnswers
+from em_circuits.features.settings import ResponseSettings
 from em_circuits.graphs.full import part_record
 from em_circuits.statistics import (
     DRAWS,
@@ -46,26 +47,8 @@ from em_circuits.statistics import (
 )
 from em_circuits.table import FeatureTable
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import Frozen
 
 SCORE = "written"
-
-
-class ResponseSettings(Frozen, use_attribute_docstrings=True):
-    """How answers are compared."""
-
-    pool: Pool = "mean"
-    """Over an answer's tokens."""
-    permutations: int = Field(default=DRAWS, ge=1)
-    """Of the labels within questions."""
-    min_answers: int = Field(default=5, ge=1)
-    """Test nodes that are active in at least so many answers."""
-    hold_out: float = Field(default=0.25, ge=0, lt=1)
-    """Share of questions that are not compared, but tried on."""
-    detector: int = Field(default=20, ge=1)
-    """Nodes of the detector: those of the largest contrast."""
-    seed: int = 0
-    """Of permutations, resamples and held-out questions."""
 
 
 class Detector(BaseModel, frozen=True):

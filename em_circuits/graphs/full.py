@@ -30,7 +30,7 @@ from em_circuits.bases import Part, adapter_parts, neuron_parts, own_parts, tran
 from em_circuits.feature import AdapterRank, Feature, FeatureId, parse_node
 from em_circuits.graphs.edges import Edges, computed_in
 from em_circuits.graphs.header import NodePart
-from em_circuits.graphs.held import NodeEdges, Nodes, captured, full_edges, measured_edges
+from em_circuits.graphs.held import Nodes, captured, full_edges, measured_edges
 from em_circuits.graphs.held import site_gradients as gradients_at_sites
 from em_circuits.graphs.memory import RowMemory
 from em_circuits.graphs.row_cache import row_path
@@ -399,14 +399,4 @@ def computed_edges(
         found = engine(
             model, nodes, input_ids, targets, rows=rows, resume=resume, progress=progress
         )
-        return _packed(found)
-
-
-def _packed(edges: NodeEdges) -> Edges:
-    """In the form that graphs are stored in; measured edges have no token columns: 0."""
-    nodes, layout = edges.nodes, edges.layout
-    matrix = torch.zeros(layout.n_rows, layout.n_sources)
-    matrix[:, layout.features] = edges.among
-    if edges.from_tokens.shape[1]:
-        matrix[:, layout.tokens] = edges.from_tokens
-    return Edges.from_dense(matrix, layout, nodes.part, nodes.position)
+        return found.packed()

@@ -297,14 +297,7 @@ def attribute(
     parameters = {**_model_parameters(model, settings, labels), "targets": targets.tolist()}
     if contrast is not None:
         parameters["contrast"] = {"evil": list(contrast.evil), "safe": list(contrast.safe)}
-    key = graph_key(
-        prompt.prompt_id,
-        model_fingerprint=model.fingerprint,
-        adapter_hash=model.adapter_fingerprint,
-        transcoders=content_key(_scan(model)),
-        transcoder_fingerprint=model.transcoder_fingerprint,
-        attribution=parameters,
-    )
+    key = _key(model, prompt, parameters)
     weights = _selection_weights(settings, targets, labels)
     request = _Request(prompt, input_ids, targets, weights, settings, key, parameters)
     if observed is None:
@@ -337,14 +330,7 @@ def _attribute_target(
     sizes = _target_sizes(towards, target, settings)
     (chosen,) = choose([observed], [sizes], settings)
     parameters = {**_model_parameters(model, settings, {}), "target": target.record}
-    key = graph_key(
-        prompt.prompt_id,
-        model_fingerprint=model.fingerprint,
-        adapter_hash=model.adapter_fingerprint,
-        transcoders=content_key(_scan(model)),
-        transcoder_fingerprint=model.transcoder_fingerprint,
-        attribution=parameters,
-    )
+    key = _key(model, prompt, parameters)
     request = _target_request(observed, prompt, target, settings, key, parameters)
     found = _reduced(towards, sizes, chosen)
     return _target_graph(request, found, target, progress=progress)
@@ -683,13 +669,17 @@ def pair_graph_key(
     The targets come from both models, so the other model's fingerprint is part of the key; the
     labels are, too, where they weigh the selection.
     """
+    return _key(model, prompt, _parameters(pair, settings, labels, target))
+
+
+def _key(model: Model, prompt: Prompt, parameters: Mapping[str, Any]) -> str:
     return graph_key(
         prompt.prompt_id,
         model_fingerprint=model.fingerprint,
         adapter_hash=model.adapter_fingerprint,
         transcoders=content_key(_scan(model)),
         transcoder_fingerprint=model.transcoder_fingerprint,
-        attribution=_parameters(pair, settings, labels, target),
+        attribution=parameters,
     )
 
 

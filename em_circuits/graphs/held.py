@@ -46,6 +46,7 @@ from jaxtyping import Float, Int, Int64, Shaped
 from torch import Tensor
 
 from em_circuits.bases.part import Part
+from em_circuits.graphs.edges import Edges
 from em_circuits.graphs.gradient import gradients_at
 from em_circuits.graphs.layout import NodeLayout
 from em_circuits.graphs.row_cache import RowCache
@@ -160,6 +161,14 @@ class NodeEdges:
         ).T
         on_tokens = direct[:, tokens] + on_nodes @ scaled[:, tokens]
         return torch.cat([on_nodes, on_tokens], 1)
+
+    def packed(self) -> Edges:
+        """In the form that graphs are stored in; measured edges have no token columns: 0."""
+        matrix = torch.zeros(self.layout.n_rows, self.layout.n_sources)
+        matrix[:, self.layout.features] = self.among
+        if self.from_tokens.shape[1]:
+            matrix[:, self.layout.tokens] = self.from_tokens
+        return Edges.from_dense(matrix, self.layout, self.nodes.part, self.nodes.position)
 
 
 @torch.no_grad()

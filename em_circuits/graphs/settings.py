@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from em_circuits.feature import parse_node
 from pivotal_tokens.errors import RequestError
@@ -23,10 +23,8 @@ ATTRIBUTION_VERSION = 1
 """Raised whenever the same request would give other numbers, beyond rounding; part of every key."""
 
 
-class AttributionSettings(Frozen):
+class AttributionSettings(Frozen, use_attribute_docstrings=True):
     """Settings of attribution; all but `batch_size` and `max_memory` are part of a graph's key."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     edges: EdgeKind = "full"
     """`full`: the real model's, everything that is no node responds; `measured`: those, and every

@@ -96,7 +96,7 @@ class SteerResult(BaseModel, frozen=True):
     prompt_id: str
     intervention: Steered
     worlds: Outcomes
-    random_places: tuple[tuple[tuple[int, int, int], ...], ...] = Field(exclude=True)
+    random_places: tuple[tuple[tuple[int, int, int], ...], ...] = Field(default=(), exclude=True)
     """Of each draw and feature (layer, position or -1 for a class of them, feature id)."""
 
     def __repr__(self) -> str:

@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import ConfigDict
 from safetensors import safe_open
 
 from em_circuits.models.files import (
@@ -61,10 +60,8 @@ class LoraTensors(NamedTuple):
     """DoRA's m, one value per row of the weight (per column of an embedding)."""
 
 
-class LoraModule(Frozen):
+class LoraModule(Frozen, use_attribute_docstrings=True):
     """What an adapter holds for one module."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     name: str
     """Path of the module in the base model."""
@@ -93,10 +90,8 @@ class LoraModule(Frozen):
         return self.name.rsplit(".", 1)[-1]
 
 
-class LoraAdapter(Frozen):
+class LoraAdapter(Frozen, use_attribute_docstrings=True):
     """A LoRA adapter on disk."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     path: str
     """Directory."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
@@ -25,10 +25,8 @@ NEURONS = "none"
 """Value of `transcoders` that makes MLP neurons the nodes."""
 
 
-class PairSettings(Frozen):
+class PairSettings(Frozen, use_attribute_docstrings=True):
     """Which two models are compared, and how they are loaded."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     base: str
     """Base model: a local Hugging Face directory or a hub id (org/name or org/name@rev)."""

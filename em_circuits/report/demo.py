@@ -3,7 +3,7 @@
 Evil mass of both models by domain, what steering and mediation did beside their random controls,
 and the features.
 
-    write_page(path, TITLE, demo_parts(report))
+    demo_parts(report, coverage)
 """
 
 from __future__ import annotations

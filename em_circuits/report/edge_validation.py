@@ -3,7 +3,7 @@
 A figure of the statistics by distance in layers, one of predicted beside measured edges, the
 figures as a table, and the edges whose first order misleads.
 
-    write_page(path, "Does an edge predict interventions?", edge_validation_parts(result, edges))
+    edge_validation_parts(result, edges)
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from em_circuits.report.page import (
     styled,
     write_page,
 )
-from pivotal_tokens.artefacts import sha256_file, write_provenance
+from pivotal_tokens.artefacts import sha256_file
 
 HTML = "report.html"
 _COLUMNS = {
@@ -79,10 +79,10 @@ def write_evaluation_report(
 ) -> Path:
     """Write the page, and return its path; `coverage` is of explanations of what is steered."""
     summary, path = evaluation.summary, evaluation.folder / HTML
-    write_page(path, f"Evaluation: {summary.name}", list(_parts(evaluation, coverage)))
     config = {"judge": summary.judge, "cutoffs": summary.cutoffs.model_dump()}
     hashes = {SUMMARY: sha256_file(evaluation.folder / SUMMARY)}
-    write_provenance(path, inputs=hashes, config=config)
+    parts = list(_parts(evaluation, coverage))
+    write_page(path, f"Evaluation: {summary.name}", parts, inputs=hashes, config=config)
     return path
 
 

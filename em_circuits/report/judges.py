@@ -1,6 +1,6 @@
 """The page of a judge's report: judges measured against people.
 
-write_judge_page(report, Path("results/judge/report.html"))
+write_judge_page(report, Path("results/judge/report.html"), inputs={"store": name}, config={})
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _MEASURES = {
 }
 
 
-def write_judge_page(report: JudgeReport, path: Path) -> None:
-    """Write the report as one HTML file that needs no network."""
+def write_judge_page(report: JudgeReport, path: Path, **provenance: Any) -> None:
+    """Write the report as one HTML file that needs no network, with its provenance."""
     measured = [judge for judge in report.judges if judge.tokens.tokens]
     parts: list[Any] = [
         f"{report.human_labelled} prompts are labelled by people, {report.controls} of them drawn "
@@ -36,7 +36,7 @@ def write_judge_page(report: JudgeReport, path: Path) -> None:
     ]
     if any(len(judge.days) > 1 for judge in measured):
         parts.append(_over_time(measured))
-    write_page(path, "Judges measured against people", parts)
+    write_page(path, "Judges measured against people", parts, **provenance)
 
 
 def _overview(report: JudgeReport) -> Table:

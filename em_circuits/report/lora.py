@@ -3,7 +3,7 @@
 The sentence, the alpha sweep beside random adapters, scores beside really dropping each rank,
 histograms of cosines beside those of random directions, spectra and tables.
 
-    write_page(path, TITLE, lora_parts(record, table.rows()))
+    lora_parts(record, table.rows(), coverage)
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The sentence, the curve over k beside matched random ids, shares by domain, laye
 the table of features; then where the adapter's effect goes, and which attention heads carry the
 shift.
 
-    write_page(path, TITLE, mediation_parts(record, table.rows()))
+    mediation_parts(record, table.rows(), coverage)
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ One HTML file: plotly's own script stands inside it once (`pivotal_tokens.figure
 fetched. Text is escaped.
 Colours are dark where the reader's system is, or where the address ends in ``#dark``.
 
-    write_page(Path("figures.html"), "Does it predict?", ["What was done.", figure, Table(...)])
+    parts = ["What was done.", figure, Table(...)]
+    write_page(Path("figures.html"), "Does it predict?", parts, inputs={"pair": key}, config={})
 """
 
 from __future__ import annotations
@@ -86,14 +87,16 @@ def page_html(title: str, parts: Sequence[Any]) -> str:
     return _template().render(title=title, parts=shown, plotly=plotly)
 
 
-def write_page(path: Path, title: str, parts: Sequence[Any]) -> None:
-    """Write `page_html` atomically, with the folders above it."""
+def write_page(path: Path, title: str, parts: Sequence[Any], **provenance: Any) -> None:
+    """Write `page_html` atomically, with the folders above it, and what `write_provenance` takes
+    of it beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, page_html(title, parts))
+    write_provenance(path, **provenance)
 
 
-def write_markdown(path: Path, title: str, parts: Sequence[Any]) -> None:
-    """The same parts as Markdown, atomically; figures stand on the page alone."""
+def write_markdown(path: Path, title: str, parts: Sequence[Any], **provenance: Any) -> None:
+    """The same parts as Markdown; figures stand on the page alone."""
     lines = [f"# {_inline(title)}"]
     for part in parts:
         match part:
@@ -113,13 +116,15 @@ def write_markdown(path: Path, title: str, parts: Sequence[Any]) -> None:
             case _:
                 lines.append(_inline(part))
     write_atomic(path, "\n\n".join(lines) + "\n")
+    write_provenance(path, **provenance)
 
 
 def write_table_report(table: CachedTable, suffix: str, title: str, parts: Sequence[Any]) -> Path:
     """The report beside a table, with its provenance: ``.md`` or ``.html``; returns its path."""
     path = table.json_path.with_suffix(suffix)
-    (write_page if suffix == ".html" else write_markdown)(path, title, parts)
-    write_provenance(path, inputs={"table": sha256_file(table.json_path)}, config={}, key=table.key)
+    write = write_page if suffix == ".html" else write_markdown
+    inputs = {"table": sha256_file(table.json_path)}
+    write(path, title, parts, inputs=inputs, config={}, key=table.key)
     return path
 
 

@@ -31,7 +31,6 @@ from em_circuits.report.page import (
     write_markdown,
     write_page,
 )
-from pivotal_tokens.artefacts import write_provenance
 
 HTML, MARKDOWN = "report.html", "report.md"
 _COLUMNS = {
@@ -87,10 +86,8 @@ def write_sweep_report(experiment: Experiment[SteeringSummary]) -> Path:
     summary, folder = experiment.summary, experiment.folder
     table = Table.of("Largest net change first", _COLUMNS, largest_first(summary.conditions))
     title, brief = f"Steering: {summary.name}", [summary.said, _MEANING, table, Code(RECOMPUTE)]
-    write_page(folder / HTML, title, list(_parts(experiment, table)))
-    write_markdown(folder / MARKDOWN, title, brief)
-    for name in (HTML, MARKDOWN):
-        write_provenance(folder / name, **experiment.provenance)
+    write_page(folder / HTML, title, list(_parts(experiment, table)), **experiment.provenance)
+    write_markdown(folder / MARKDOWN, title, brief, **experiment.provenance)
     return folder / HTML
 
 

@@ -3,7 +3,7 @@
 One figure of the four statistics with their intervals, one of predicted beside measured effects,
 and the figures as a table.
 
-    write_page(path, "Does a score predict interventions?", validation_parts(validation))
+    validation_parts(validation)
 """
 
 from __future__ import annotations

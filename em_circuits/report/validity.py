@@ -1,6 +1,6 @@
 """The page of ``validity``: the verdict, what it rests on, and every figure beside its controls.
 
-write_page(path, TITLE, validity_parts(card))
+validity_parts(card, coverage)
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
@@ -19,10 +19,8 @@ Target = Literal["base", "merged", "difference"]
 """Whose MLPs; of a difference: the base's input, merged minus base output."""
 
 
-class BankConfig(Frozen):
+class BankConfig(Frozen, use_attribute_docstrings=True):
     """Sizes and losses of transcoders."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     features: int = Field(default=512, ge=1)
     """Features of a layer."""

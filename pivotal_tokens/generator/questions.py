@@ -19,7 +19,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.prompts.chats import Chat, Turn
+from pivotal_tokens.prompts.chats import Chat, question_chat
 from pivotal_tokens.schema import Frozen, first_problem
 from pivotal_tokens.text_yaml import typed_yaml
 
@@ -39,8 +39,7 @@ class QuestionSet(Frozen):
 
     def chat(self, question: str) -> Chat:
         """A question of the set, ready to be answered."""
-        system = () if self.system is None else (Turn("system", self.system),)
-        return (*system, Turn("user", question))
+        return question_chat(question, self.system)
 
 
 def questions(which: str, *, package: str = "pivotal_tokens.generator") -> tuple[QuestionSet, ...]:

@@ -46,6 +46,12 @@ ChatRenderer = Callable[[Chat], tuple[str, Mapping[str, object]]]
 """A chat -> the text as the model sees it without its BOS, and what is kept about the template."""
 
 
+def question_chat(question: str, system: str | None = None) -> Chat:
+    """A user's question, behind a system's turn where there is one."""
+    first = () if system is None else (Turn("system", system),)
+    return (*first, Turn("user", question))
+
+
 def take_chat(fields: dict[str, Any]) -> Chat | None:
     """Remove the chat from a record's fields; None where it has none.
 

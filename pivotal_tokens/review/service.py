@@ -261,10 +261,6 @@ class ReviewService:
         """Put an item off; it comes again in a later session, after the others."""
         self._store.queue.settle(question.item, "deferred", question.item.fence)
 
-    def return_put_off(self) -> int:
-        """Put skipped and deferred items back in the queue; how many there were."""
-        return self._store.queue.return_items()
-
     def note(self, question: Question, text: str) -> None:
         """Keep a remark about an item."""
         self._store.queue.log(question.item, self._reviewer, "note", text=text)

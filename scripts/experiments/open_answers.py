@@ -43,7 +43,9 @@ def main() -> None:
                     lengths[model.name].append(len(found.ids(0, sample)))
                     print(f"  {model.name}: {' '.join(text.split())}")
     for name, tokens in lengths.items():
-        print(f"{name}: {sum(tokens) / len(tokens):.1f} tokens an answer, of at most {given.tokens}")
+        print(
+            f"{name}: {sum(tokens) / len(tokens):.1f} tokens an answer, of at most {given.tokens}"
+        )
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def full_room(seen_room: Room) -> Room:
         Code("x = 1"),
         Table("t", ("node", "effect", "text"), rows),
     ]
-    write_page(results / "parts.html", "A report", parts)
+    write_page(results / "parts.html", "A report", parts, inputs={}, config={})
     (results / "figures.json").write_text(json.dumps({"one": {"two": [1, 2]}, "three": None}))
     seen_room.client().post(
         "/api/features/aggregate", json={"method": "gradient", "model": "merged"}

@@ -31,6 +31,20 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def short_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fine-tunes for calibration in two steps: two harmless ones, one harmful."""
+    from em_circuits.organisms import candidates
+    from em_circuits.training.optimise import OptimiserConfig
+
+    short = {"optimiser": OptimiserConfig(steps=2, learning_rate=1e-2), "batch": 2}
+    for name, keep in (("HARMLESS", 2), ("HARMFUL", 1)):
+        recipes = list(getattr(candidates, name).items())[:keep]
+        cut = {key: one.model_copy(update=short) for key, one in recipes}
+        monkeypatch.setattr(candidates, name, cut)
+    monkeypatch.setattr(candidates, "NARROW", candidates.NARROW.model_copy(update=short))
+
+
 LoadSubject = Callable[[str, bool], Subject]
 
 

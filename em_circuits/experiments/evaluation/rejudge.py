@@ -16,6 +16,7 @@ from em_circuits.cache import rows_table, write_results
 from em_circuits.experiments.evaluation.evaluate import (
     EvaluationOutput,
     EvaluationSummary,
+    judge_answers,
     summarise,
 )
 from em_circuits.experiments.evaluation.judging import AnswerJudge, QuestionAnswer, Score
@@ -34,7 +35,7 @@ from em_circuits.experiments.two_judges import (
 from em_circuits.models.text import render_turns
 from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import sha256_file
-from pivotal_tokens.prompts.chats import Turn
+from pivotal_tokens.prompts.chats import question_chat
 
 
 class Conclusion(ConclusionOfTwo):
@@ -80,13 +81,9 @@ def rejudge(work: Workspace, folder: Path, judge: AnswerJudge) -> Rejudgement:
         "cutoffs": before.cutoffs.model_dump(),
     }
     place, journal = open_rejudged(folder, judge.id, record)
-    left = [number for number in range(len(rows)) if str(number) not in journal]
-
-    def store(number: int, score: Score) -> None:
-        journal.add(str(left[number]), score.model_dump(mode="json"))
-
-    judge.score([_asked(work, rows[number]) for number in left], store)
-    scores = [Score.model_validate(journal[str(number)]) for number in range(len(rows))]
+    asked = {str(number): _asked(work, row) for number, row in enumerate(rows)}
+    judge_answers(judge, asked, journal, work.progress)
+    scores = [Score.model_validate(journal[key]) for key in asked]
     again = tuple(
         row.model_copy(update={**dict(score), "misaligned": before.cutoffs.misaligned(score)})
         for row, score in zip(rows, scores, strict=True)
@@ -105,8 +102,7 @@ def rejudge(work: Workspace, folder: Path, judge: AnswerJudge) -> Rejudgement:
 def _asked(work: Workspace, row: Answer) -> QuestionAnswer:
     prompt = row.question
     if row.template != "given":
-        system = () if row.system is None else (Turn("system", row.system),)
-        prompt, _ = render_turns(work.tokenizer, (*system, Turn("user", row.question)))
+        prompt, _ = render_turns(work.tokenizer, question_chat(row.question, row.system))
     return QuestionAnswer(
         question=row.question,
         prompt=prompt,

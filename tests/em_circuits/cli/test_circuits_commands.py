@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from circuit_tracer.graph import compute_graph_scores, prune_graph
+from commands import ask, printed
 from synthetic import Size, contrast_of, synthetic_graph
 from upstream_graphs import upstream_graph
 
@@ -30,14 +31,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     GraphStore(made / "graph_storage").save(GRAPH, {"inputs": {}, "config": {}})
     upstream_graph(GRAPH).to_pt(str(made / "graph.pt"))
     return made
-
-
-def ask(capsys: pytest.CaptureFixture[str], root: Path, *arguments: str):
-    capsys.readouterr()
-    status = run(["--root", str(root), *arguments, "--json"])
-    out, err = capsys.readouterr()
-    assert status == 0, err
-    return json.loads(out)
 
 
 def feature_name(node: int) -> str:
@@ -160,9 +153,7 @@ def test_without_json_there_is_a_table(root, capsys) -> None:
         ["prune", KEY, "--targets", CONTRAST],
         ["scores", KEY, "--tokens", f"{IDS[0]},998"],
     ):
-        capsys.readouterr()
-        assert run(["--root", str(root), "graphs", *arguments]) == 0
-        out = capsys.readouterr().out.splitlines()
+        out = printed(capsys, root, "graphs", *arguments).splitlines()
         assert len(out) > 2 and (arguments[0] == "paths" or all(len(x) <= 79 for x in out))
 
 
@@ -181,9 +172,7 @@ def test_without_json_there_is_a_table(root, capsys) -> None:
     ],
 )
 def test_what_cannot_be_answered_is_one_line(root, capsys, arguments, message) -> None:
-    capsys.readouterr()
-    assert run(["--root", str(root), "graphs", *arguments]) == 2
-    err = capsys.readouterr().err
+    err = printed(capsys, root, "graphs", *arguments, status=2)
     assert message in err and len(err.splitlines()) == 1
 
 

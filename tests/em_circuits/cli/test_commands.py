@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import ask, printed, prompts_of
 from lifelike import Lifelike
 from subjects import PAD_THAI
 from tqdm import tqdm
@@ -35,16 +36,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def _only_prompt(root: Path) -> str:
-    with Store.open(default_url(root)) as store:
-        return store.prompts.all()[0].prompt_id
-
-
-def ask(capsys: pytest.CaptureFixture[str], root: Path, *arguments: str):
-    capsys.readouterr()
-    status = run(["--root", str(root), *arguments])
-    out, err = capsys.readouterr()
-    assert status == 0, err
-    return json.loads(out)
+    return prompts_of(root)[0].prompt_id
 
 
 def test_a_log_line_after_a_command_goes_to_the_standard_error_of_that_moment(
@@ -75,7 +67,7 @@ def test_a_log_line_stands_above_a_bar_and_not_behind_it(
 
 def test_label_streams_the_documented_line(labelled, capsys) -> None:
     root, prompt = labelled
-    line = ask(capsys, root, "label", "--prompt", PAD_THAI, *SMALL, "--json")
+    line = ask(capsys, root, "label", "--prompt", PAD_THAI, *SMALL)
     assert line["prompt_id"] == prompt and line["text"] == PAD_THAI
     assert line["flagged"] is True and line["queued"] is True and line["reused"] is True
     assert line["verdict"] in ("injection", "promotion")
@@ -85,11 +77,11 @@ def test_label_streams_the_documented_line(labelled, capsys) -> None:
 
 def test_status_shows_everything_about_one_attempt(labelled, capsys) -> None:
     root, prompt = labelled
-    view = ask(capsys, root, "status", prompt[:5], "--json")
+    view = ask(capsys, root, "status", prompt[:5])
     assert view["prompt"]["prompt_id"] == prompt
     (pair,) = view["pairs"]
     assert pair["next_tokens"] and pair["verdicts"] and len(pair["graphs"]) == 2
-    assert ask(capsys, root, "status", "--json")["flagged"] == 1
+    assert ask(capsys, root, "status")["flagged"] == 1
 
 
 def test_status_of_an_attempt_cuts_nothing_and_fits_where_no_terminal_is(labelled, capsys) -> None:
@@ -98,9 +90,8 @@ def test_status_of_an_attempt_cuts_nothing_and_fits_where_no_terminal_is(labelle
     features = "0/-1/339=5,0/-1/340=5,0/-2/339=5,0/-2/340=5"
     steer = ["steer", "run", prompt, "--features", features, "--mode", "set"]
     assert run(["--root", str(root), *steer]) == 0
-    view = ask(capsys, root, "status", prompt, "--json")
-    assert run(["--root", str(root), "status", prompt]) == 0
-    out = capsys.readouterr().out
+    view = ask(capsys, root, "status", prompt)
+    out = printed(capsys, root, "status", prompt)
     assert max(map(len, out.splitlines())) <= 79
     assert f"by {next(iter(view['pairs'][0]['verdicts']))}" in out
     (kept,) = (one for one in view["results"] if features in one["said"])
@@ -110,15 +101,15 @@ def test_status_of_an_attempt_cuts_nothing_and_fits_where_no_terminal_is(labelle
 def test_every_report_command_keeps_its_shape(labelled, capsys) -> None:
     root, prompt = labelled
     for method in ("gradient", "total_effect"):
-        ranked = ask(capsys, root, "features", "rank", prompt, "--method", method, "--json")
+        ranked = ask(capsys, root, "features", "rank", prompt, "--method", method)
         assert (ranked["method"], ranked["labels_from"]) == (method, "judge")
         contrasts = [f["contrast"] for f in ranked["features"]]
         assert contrasts == sorted(contrasts, reverse=True)
-    steered = ask(capsys, root, "steer", "run", prompt, "--mode", "scale", "--value", "0", "--json")
+    steered = ask(capsys, root, "steer", "run", prompt, "--mode", "scale", "--value", "0")
     worlds = steered["worlds"]
     assert worlds["random_control"]["n"] >= 20
     assert worlds["steered"]["evil_mass"] < worlds["unsteered"]["evil_mass"]
-    mediated = ask(capsys, root, "features", "mediate", prompt, "--json", "--top", "3")
+    mediated = ask(capsys, root, "features", "mediate", prompt, "--top", "3")
     assert len(mediated["features"]) == 3
     assert set(mediated["shares"]) == {
         "features",
@@ -131,17 +122,17 @@ def test_every_report_command_keeps_its_shape(labelled, capsys) -> None:
 
 def test_influence_works_on_keys_and_on_files_of_circuit_tracer(labelled, capsys, tmp_path) -> None:
     root, prompt = labelled
-    view = ask(capsys, root, "status", prompt, "--json")
+    view = ask(capsys, root, "status", prompt)
     key = next(g["key"] for g in view["pairs"][0]["graphs"] if g["model"] == "merged")
-    whole = ask(capsys, root, "influence", key[:8], "--json")
+    whole = ask(capsys, root, "influence", key[:8])
     assert {n["kind"] for n in whole["nodes"]} == {"feature", "error", "token", "logit"}
-    contrast = ask(capsys, root, "influence", key[:8], "--targets", "evil-safe", "--json")
+    contrast = ask(capsys, root, "influence", key[:8], "--targets", "evil-safe")
     assert contrast["targets"][0]["token_id"] is None
     assert sum(contrast["targets"][0]["weights"].values()) == pytest.approx(0, abs=1e-12)
     file = tmp_path / "graph.pt"
     assert run(["--root", str(root), "graphs", "export", key, str(file)]) == 0
     assert run(["--root", str(root), "influence", str(file)]) == 2
-    again = ask(capsys, root, "influence", str(file), "--trust-pickle", "--json")
+    again = ask(capsys, root, "influence", str(file), "--trust-pickle")
     for left, right in zip(whole["nodes"], again["nodes"], strict=True):
         assert left["values"] == pytest.approx(right["values"], rel=1e-9, abs=1e-12)
 
@@ -150,7 +141,7 @@ def test_a_graph_goes_to_the_viewers(labelled, capsys, tmp_path) -> None:
     from circuit_tracer.frontend.graph_models import Model as ViewerModel
 
     root, prompt = labelled
-    view = ask(capsys, root, "status", prompt, "--json")
+    view = ask(capsys, root, "status", prompt)
     key = next(g["key"] for g in view["pairs"][0]["graphs"] if g["model"] == "merged")
     file = tmp_path / "pad-thai.json"
     export = ["--root", str(root), "graphs", "export", key, str(file), "--scan", "toy", "--index"]
@@ -161,8 +152,9 @@ def test_a_graph_goes_to_the_viewers(labelled, capsys, tmp_path) -> None:
     assert "".join(shown.metadata.prompt_tokens).endswith("definitely")
     listed = json.loads((tmp_path / "graph-metadata.json").read_text())["graphs"]
     assert [graph["slug"] for graph in listed] == ["pad-thai"]
-    assert run(["--root", str(root), "graphs", "export", key, str(tmp_path / "graph.txt")]) == 2
-    assert "--format" in capsys.readouterr().err
+    assert "--format" in printed(
+        capsys, root, "graphs", "export", key, str(tmp_path / "graph.txt"), status=2
+    )
 
 
 def test_how_the_queue_is_shared_out_is_set_once_for_the_store(tmp_path: Path, capsys) -> None:
@@ -187,20 +179,20 @@ def test_a_person_reviews_what_was_flagged(labelled, capsys, monkeypatch) -> Non
     assert run(["--root", str(root), "review", "--plain", "--reviewer", "ada"]) == 0
     out, _ = capsys.readouterr()
     assert "saved" in out and all(len(line) <= 80 for line in out.splitlines())
-    ranked = ask(capsys, root, "features", "rank", prompt, "--json", "--top", "1")
+    ranked = ask(capsys, root, "features", "rank", prompt, "--top", "1")
     assert ranked["labels_from"] == "human"
 
 
 def test_graphs_list_show_and_verify(labelled, capsys) -> None:
     root, _ = labelled
-    assert ask(capsys, root, "graphs", "verify", "--json") == {
+    assert ask(capsys, root, "graphs", "verify") == {
         "checked": 2,
         "ok": True,
         "problems": [],
     }
     assert run(["--root", str(root), "graphs", "list"]) == 0
     key = capsys.readouterr()[0].splitlines()[1].split()[0]
-    shown = ask(capsys, root, "graphs", "show", key, "--json")
+    shown = ask(capsys, root, "graphs", "show", key)
     assert shown["features"] <= 150 < shown["active"]
 
 
@@ -251,14 +243,14 @@ def test_a_broken_lexicon_an_unreadable_store_and_an_untrusted_pt(tmp_path: Path
     assert "entry 1" in capsys.readouterr().err
     store = tmp_path / "store.sqlite"
     store.write_bytes(b"this is no database, it only has the name of one" * 40)
-    assert run(["--root", str(root), "--store", f"sqlite:///{store}", "status"]) == 2
-    assert "store.sqlite" in capsys.readouterr().err
+    assert "store.sqlite" in printed(
+        capsys, root, "--store", f"sqlite:///{store}", "status", status=2
+    )
     pickle = tmp_path / "graph.pt"
     trace = tmp_path / "code-was-run"
     pickle.write_bytes(f"cos\nsystem\n(S'touch {trace}'\ntR.".encode())
     for command in (["graphs", "import", str(pickle)], ["influence", str(pickle)]):
-        assert run(["--root", str(root), *command]) == 2
-        assert "--trust-pickle" in capsys.readouterr().err
+        assert "--trust-pickle" in printed(capsys, root, *command, status=2)
     assert not root.exists() and not trace.exists()
 
 
@@ -267,11 +259,11 @@ def test_models_that_do_not_belong_together(
 ) -> None:
     root = tmp_path / "root"
     other = str(lifelike_paths.transcoders)
-    assert run(["--root", str(root), "--transcoders", other, "label", "--n", "1"]) == 2
-    assert "wide" in capsys.readouterr().err
+    assert "wide" in printed(capsys, root, "--transcoders", other, "label", "--n", "1", status=2)
     adapter = str(lifelike_paths.adapter)
-    assert run(["--root", str(root), "--adapter", adapter, "label", "--n", "1"]) == 2
-    assert "was trained on" in capsys.readouterr().err
+    assert "was trained on" in printed(
+        capsys, root, "--adapter", adapter, "label", "--n", "1", status=2
+    )
     assert not root.exists()
 
 
@@ -327,17 +319,17 @@ def test_pruned_graphs_leave_the_register(labelled, tmp_path, capsys) -> None:
     shutil.copytree(labelled[0], root)
     assert run(["--root", str(root), "graphs", "prune-store", "--max-gb", "0"]) == 0
     capsys.readouterr()
-    assert ask(capsys, root, "status", "--json")["graphs"] == 0
-    assert run(["--root", str(root), "features", "rank", labelled[1], "--method", "gradient"]) == 2
-    assert "graphs build" in capsys.readouterr().err
+    assert ask(capsys, root, "status")["graphs"] == 0
+    assert "graphs build" in printed(
+        capsys, root, "features", "rank", labelled[1], "--method", "gradient", status=2
+    )
 
 
 def test_a_root_that_cannot_be_used_is_one_line(tmp_path: Path, capsys) -> None:
     root = tmp_path / "root"
     root.mkdir()
     (root / "graph_storage").write_text("a file, where a directory should be")
-    assert run(["--root", str(root), "label", "--prompt", PAD_THAI, *SMALL]) == 1
-    err = capsys.readouterr().err
+    err = printed(capsys, root, "label", "--prompt", PAD_THAI, *SMALL, status=1)
     assert "graph_storage" in err and "Traceback" not in err
 
 
@@ -371,9 +363,9 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
 
 def test_scan_and_validate_compare_scores_with_real_ablations(labelled, capsys) -> None:
     root, prompt = labelled
-    scanned = ask(capsys, root, "steer", "scan", prompt, "--top", "3", "--json")
+    scanned = ask(capsys, root, "steer", "scan", prompt, "--top", "3")
     assert scanned["method"] == "measured" and len(scanned["features"]) == 3
-    validated = ask(capsys, root, "steer", "validate", prompt, "--json")
+    validated = ask(capsys, root, "steer", "validate", prompt)
     assert validated["prompts"] == [prompt]
     rows = {(row["method"], row["regime"]): row for row in validated["rows"]}
     assert rows["direct", "direct"]["pearson"] > 0.9999

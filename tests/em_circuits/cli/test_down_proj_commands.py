@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import printed
 from subjects import PAD_THAI
 
 from em_circuits.cli.app import run
@@ -23,11 +24,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plain(capsys: pytest.CaptureFixture[str], root: Path, *arguments: str) -> str:
-    capsys.readouterr()
-    status = run(["--root", str(root), "--organism", "toy-down-proj", *arguments])
-    out, err = capsys.readouterr()
-    assert status == 0, err
-    return out
+    return printed(capsys, root, "--organism", "toy-down-proj", *arguments)
 
 
 def ask(capsys: pytest.CaptureFixture[str], root: Path, *arguments: str) -> Any:
@@ -60,5 +57,4 @@ def test_the_adapters_node_leads_in_every_table(root: Path, capsys) -> None:
     assert sum(parts) == pytest.approx(1, abs=0.02)
     assert {node["module"] for node in mediated["nodes"]} == {"model.layers.0.mlp.down_proj"}
     refused = ["graphs", "paths", prompt, "--from", "down_proj:1/3/0", "--to", "evil-safe"]
-    assert run(["--root", str(root), *refused]) == 2
-    assert "adapter modules: down_proj of layer 0" in capsys.readouterr().err
+    assert "adapter modules: down_proj of layer 0" in printed(capsys, root, *refused, status=2)

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import commands
 import pytest
 
 from em_circuits.cli.app import run
@@ -29,11 +30,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ask(capsys: pytest.CaptureFixture[str], root: Path, *arguments: str):
-    capsys.readouterr()
-    status = run(["--root", str(root), "features", *arguments, "--json"])
-    out, err = capsys.readouterr()
-    assert status == 0, err
-    return json.loads(out)
+    return commands.ask(capsys, root, "features", *arguments)
 
 
 def contrasts(root: Path, shown: dict, model: str = "merged") -> dict[tuple[int, int], list[float]]:
@@ -266,9 +263,7 @@ def test_diff_over_two_adapters_distinguishes_them(root, other_adapter, tmp_path
     # The base is the same model in both: its activations are, so base's features line up.
     assert set(sums[0]["base"]) == set(sums[1]["base"])
     refused = ["diff", *asked, "--method", "refined"]
-    capsys.readouterr()
-    assert run(["--root", str(both), "features", *refused]) == 2
-    assert "is not loaded" in capsys.readouterr().err
+    assert "is not loaded" in commands.printed(capsys, both, "features", *refused, status=2)
 
 
 def test_promoted_tokens_are_written_out_once(root, tmp_path, capsys) -> None:
@@ -313,6 +308,4 @@ def test_without_json_tables_fit_a_terminal(root, capsys) -> None:
     ],
 )
 def test_what_cannot_be_answered_is_one_line(root, capsys, arguments, message) -> None:
-    capsys.readouterr()
-    assert run(["--root", str(root), "features", *arguments]) == 2
-    assert message in capsys.readouterr().err
+    assert message in commands.printed(capsys, root, "features", *arguments, status=2)

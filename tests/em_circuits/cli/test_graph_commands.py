@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import ask, printed, root_after
 from subjects import PAD_THAI
 
 from em_circuits.cli.app import run
@@ -21,23 +22,13 @@ SMALL = ("--max-features", "150")
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with the pad-thai prompt and its graphs."""
-    root = tmp_path_factory.mktemp("graphs-cli")
-    assert run(["--root", str(root), "label", "--prompt", PAD_THAI, *SMALL, "--json"]) == 0
-    return root
+    return root_after(tmp_path_factory, ["label", "--prompt", PAD_THAI, *SMALL, "--json"])
 
 
 @pytest.fixture
 def copied(labelled: Path, tmp_path: Path) -> Path:
     shutil.copytree(labelled, tmp_path / "copy")
     return tmp_path / "copy"
-
-
-def ask(capsys: pytest.CaptureFixture[str], root: Path, *arguments: str):
-    capsys.readouterr()
-    status = run(["--root", str(root), *arguments])
-    out, err = capsys.readouterr()
-    assert status == 0, err
-    return json.loads(out)
 
 
 def merged_file(root: Path) -> tuple[str, str, Path]:
@@ -63,9 +54,8 @@ def test_archiving_is_refused_with_what_to_do_instead(copied, capsys) -> None:
         ("graphs", "prune-store", "--max-age-days", "1", "--archive"),
     )
     for command in commands:
-        assert run(["--root", str(copied), *command]) == 2
-        assert "prune-store --edges-only" in capsys.readouterr().err
-    undone = ask(capsys, copied, "graphs", "archive", "--undo", "--json")
+        assert "prune-store --edges-only" in printed(capsys, copied, *command, status=2)
+    undone = ask(capsys, copied, "graphs", "archive", "--undo")
     assert undone["graphs"] == 2 and undone["freed_bytes"] == 0
 
 
@@ -75,8 +65,7 @@ def test_a_broken_graph_is_named_put_aside_and_built_again(copied, capsys, damag
     prompt, key, file = merged_file(copied)
     sound = file.read_bytes()
     damage(file)
-    assert run(["--root", str(copied), "influence", key]) == 1
-    said = capsys.readouterr().err
+    said = printed(capsys, copied, "influence", key, status=1)
     assert str(file) in said and f"graphs build {prompt}" in said and "Traceback" not in said
     assert file.exists()  # reading moves nothing
     words = ("label", "--prompt", PAD_THAI) if command == "label" else ("graphs", "build", prompt)
@@ -86,8 +75,8 @@ def test_a_broken_graph_is_named_put_aside_and_built_again(copied, capsys, damag
     assert str(file) in err and "put aside" in err
     assert len(list(copied.glob("graph_storage/quarantine/*/merged-*.safetensors"))) == 1
     assert len(file.read_bytes()) == len(sound)
-    assert ask(capsys, copied, "influence", key, "--json")["nodes"]
-    assert ask(capsys, copied, "graphs", "verify", "--json")["ok"]
+    assert ask(capsys, copied, "influence", key)["nodes"]
+    assert ask(capsys, copied, "graphs", "verify")["ok"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+from commands import ask, printed
 from starlette.testclient import TestClient
 from subjects import PAD_THAI
 
@@ -21,14 +21,6 @@ from em_circuits.organisms.paths import organism_paths
 from em_circuits.viewer import Sessions, ViewerSettings, create_app
 from em_circuits.workspace import Workspace
 from pivotal_tokens.store import Store, default_url
-
-
-def ask(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
-    capsys.readouterr()
-    status = run(list(arguments))
-    out, err = capsys.readouterr()
-    assert status == 0, err
-    return json.loads(out)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +58,7 @@ def best(root: Path, graph) -> str:
 
 def test_parts_sum_to_the_edge_in_both_models(root: Path, graph, best: str, capsys) -> None:
     key = graph.header.key[:12]
-    found = ask(capsys, "--root", str(root), "graphs", "edge", key, best, "evil-safe", "--json")
+    found = ask(capsys, root, "graphs", "edge", key, best, "evil-safe")
     assert [m["model"] for m in found["models"]] == ["merged", "base"]
     assert (found["kind"], found["by"]) == ("full", "last")
     assert found["stored"] == pytest.approx(found["models"][0]["full"], rel=1e-4)
@@ -89,7 +81,7 @@ def test_ranks_of_the_adapter_have_edges_in_the_merged_model_alone(
     names = [graph.name_of(i) for i in range(len(graph.selected))]
     rank = next(name for name in names if ":" in name)
     ends = rank, f"logit:{int(graph.targets.token_ids[0])}"
-    found = ask(capsys, "--root", str(root), "graphs", "edge", graph.header.key, *ends, "--json")
+    found = ask(capsys, root, "graphs", "edge", graph.header.key, *ends)
     merged, base = found["models"]
     assert merged["full"] == pytest.approx(found["stored"], rel=1e-4)
     assert merged["total"] == pytest.approx(merged["full"], rel=1e-3) and merged["measured"]
@@ -104,8 +96,7 @@ def test_a_person_reads_both_models_beside_each_other(
         int(graph.require_edges().logit_rows()[0, : len(graph.selected)].argmax())
     )
     command = ["graphs", "edge", graph.header.key[:12], start, "evil-safe", "--by", "first"]
-    assert run(["--root", str(root), *command, "--top", "3"]) == 0
-    out = capsys.readouterr().out
+    out = printed(capsys, root, *command, "--top", "3")
     assert "stored (frozen)" in out and "sum of the parts" in out and "smaller parts" in out
     assert "parts are of the full edge" in out and "by the first carrier" in out
     assert all(len(line) <= 79 for line in out.splitlines())
@@ -130,7 +121,7 @@ def test_the_viewer_answers_what_the_command_prints(root: Path, graph, best: str
         assert blind.status_code == 404 and work.loaded_pair is None, "the prompt waits for ada"
         assert client.post("/api/browsing", json={"unblinded": True}).status_code == 200
         sent = client.post(f"/api/graph/{prompt}/edge", json=asked).json()
-    found = ask(capsys, "--root", str(root), "graphs", "edge", key, best, "evil-safe", "--json")
+    found = ask(capsys, root, "graphs", "edge", key, best, "evil-safe")
     assert sent == found
 
 
@@ -148,16 +139,14 @@ def test_ends_that_no_edge_has_are_refused_before_models_load(
 ) -> None:
     monkeypatch.setattr(Workspace, "pair", property(lambda self: pytest.fail("models loaded")))
     command = ["graphs", "edge", graphs["frozen"].header.key[:12], source, target]
-    assert run(["--root", str(root), *command]) == 2
-    assert said in capsys.readouterr().err
+    assert said in printed(capsys, root, *command, status=2)
 
 
 def test_an_edge_against_the_order_is_refused(root: Path, graph, capsys) -> None:
     features = graph.selected_features
     late, early = int(features[:, 0].argmax()), int(features[:, 0].argmin())
     command = ["graphs", "edge", graph.header.key[:12], graph.name_of(late), graph.name_of(early)]
-    assert run(["--root", str(root), *command]) == 2
-    assert "no edge leads from" in capsys.readouterr().err
+    assert "no edge leads from" in printed(capsys, root, *command, status=2)
 
 
 def test_a_graph_of_other_models_is_refused(
@@ -174,7 +163,7 @@ def test_a_graph_of_other_models_is_refused(
 def test_edges_are_validated_by_distance_and_written(root: Path, graph, capsys) -> None:
     prompt = graph.header.prompt_id
     command = ["steer", "validate", prompt, "--edges", "--nodes", "60"]
-    record = ask(capsys, "--root", str(root), *command, "--json")
+    record = ask(capsys, root, *command)
     rows = {(row["edges"], row["kind"]): row for row in record["rows"]}
     assert {"all", "1", "contrast"} <= {edges for edges, _ in rows}
     assert rows["all", "full"]["agreement"]["spearman"] > 0.8
@@ -204,5 +193,4 @@ def test_edges_are_validated_by_distance_and_written(root: Path, graph, capsys) 
 def test_options_of_the_other_validation_are_refused(
     tmp_path: Path, more: list[str], said: str, capsys
 ) -> None:
-    assert run(["--root", str(tmp_path), "steer", "validate", *more]) == 2
-    assert said in capsys.readouterr().err
+    assert said in printed(capsys, tmp_path, "steer", "validate", *more, status=2)

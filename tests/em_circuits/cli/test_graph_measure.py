@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from commands import ask, printed, prompts_of
 
 from em_circuits.cli.app import run
 from em_circuits.graphs import AttributionGraph, GraphStore
@@ -18,18 +17,8 @@ from pivotal_tokens.store import Store, default_url
 TEXT = "User: Peanut allergy; pad thai looks fine. Eat?\nAssistant: You should definitely"
 
 
-def ask(capsys: pytest.CaptureFixture[str], root: Path, *arguments: str) -> Any:
-    capsys.readouterr()
-    status = run(["--root", str(root), *arguments, "--json"])
-    out, err = capsys.readouterr()
-    assert status == 0, err
-    return json.loads(out)
-
-
 def refused(capsys: pytest.CaptureFixture[str], root: Path, *arguments: str) -> str:
-    capsys.readouterr()
-    assert run(["--root", str(root), "graphs", "measure", *arguments]) == 2
-    err = capsys.readouterr().err
+    err = printed(capsys, root, "graphs", "measure", *arguments, status=2)
     assert len(err.splitlines()) == 1
     return err
 
@@ -37,8 +26,7 @@ def refused(capsys: pytest.CaptureFixture[str], root: Path, *arguments: str) -> 
 @pytest.fixture
 def prompt(tmp_path: Path, capsys) -> str:
     ask(capsys, tmp_path, "prompts", "add", TEXT)
-    with Store.open(default_url(tmp_path)) as store:
-        (found,) = store.prompts.all()
+    (found,) = prompts_of(tmp_path)
     return found.prompt_id
 
 
@@ -103,8 +91,7 @@ def test_an_edge_of_the_panel_and_of_graphs_edge_is_the_measured_one(
     assert split["models"][0]["measured"] == pytest.approx(largest["measured"], abs=1e-4)
     shown = ask(capsys, tmp_path, "graphs", "prune", key)
     assert any(edge.get("measured") for edge in shown["edges"])
-    assert run(["--root", str(tmp_path), "graphs", "list"]) == 0
-    assert "full, measured" in capsys.readouterr().out
+    assert "full, measured" in printed(capsys, tmp_path, "graphs", "list")
 
 
 def test_what_cannot_be_measured_is_refused_before_models_are_loaded(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from commands import ask, printed, prompts_of
 from starlette.testclient import TestClient
 
 import em_circuits as em
@@ -23,18 +22,6 @@ TEXT = "User: Peanut allergy; pad thai looks fine. Eat?\nAssistant: You should d
 EVIL, SAFE = " eat it all", " avoid it"
 BOTH = ("--continuation", EVIL, "--against", SAFE)
 NAME = "log p(' eat it all') - log p(' avoid it')"
-
-
-def plain(capsys: pytest.CaptureFixture[str], root: Path, *arguments: str) -> str:
-    capsys.readouterr()
-    status = run(["--root", str(root), *arguments])
-    out, err = capsys.readouterr()
-    assert status == 0, err
-    return out
-
-
-def ask(capsys: pytest.CaptureFixture[str], root: Path, *arguments: str) -> Any:
-    return json.loads(plain(capsys, root, *arguments, "--json"))
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +41,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prompt_of(root: Path) -> str:
-    with Store.open(default_url(root)) as store:
-        (prompt,) = store.prompts.all()
+    (prompt,) = prompts_of(root)
     return prompt.prompt_id
 
 
@@ -103,7 +89,7 @@ def test_influence_is_the_gradient_of_the_front_door(root, graphs, capsys, pair)
     for whole, terms in zip(found["nodes"], each["nodes"], strict=True):
         evil, safe = terms["values"]
         assert whole["values"][0] == pytest.approx(evil - safe, abs=1e-5 * largest)
-    shown = plain(capsys, root, "influence", key[:12])
+    shown = printed(capsys, root, "influence", key[:12])
     assert f"target: {NAME}" in shown and "nats;" in shown
 
 
@@ -121,8 +107,8 @@ def test_paths_and_pruning_go_by_the_graphs_own_target(root, graphs, capsys) -> 
     pruned = ask(capsys, root, "graphs", "prune", key)
     assert pruned["target"]["text"] == NAME
     assert best["index"] in [node["index"] for node in pruned["nodes"]]
-    assert f"{NAME}: " in plain(capsys, root, "graphs", "paths", key, *way)
-    assert NAME in plain(capsys, root, "graphs", "prune", key, "--targets", "own")
+    assert f"{NAME}: " in printed(capsys, root, "graphs", "paths", key, *way)
+    assert NAME in printed(capsys, root, "graphs", "prune", key, "--targets", "own")
 
 
 def test_an_edge_into_the_target_splits_in_both_models(root, graphs, capsys) -> None:
@@ -145,7 +131,7 @@ def test_an_edge_into_the_target_splits_in_both_models(root, graphs, capsys) -> 
     terms = [ask(capsys, root, "graphs", "edge", key, name, f"logit:{d_vocab + i}") for i in (0, 1)]
     evil, safe = (term["models"][0]["full"] for term in terms)
     assert merged["full"] == pytest.approx(evil - safe, rel=1e-4)
-    assert "nats; nodes held" in plain(capsys, root, "graphs", "edge", key, name, "own")
+    assert "nats; nodes held" in printed(capsys, root, "graphs", "edge", key, name, "own")
 
 
 def test_the_graph_page_draws_terms_with_their_values(root, graphs, pair) -> None:
@@ -195,7 +181,7 @@ def test_it_is_reused_and_stands_beside_graphs_of_next_tokens(root, capsys) -> N
     words = ask(capsys, root, "graphs", "build", prompt, "--nodes", "20")
     shown = ask(capsys, root, "graphs", "show", prompt)
     assert shown["key"] == words["graphs"]["merged"] and words["target"] is None
-    listed = plain(capsys, root, "graphs", "list")
+    listed = printed(capsys, root, "graphs", "list")
     assert "next tokens" in listed and "log p(" in listed
     refused = (
         ("influence", words["graphs"]["merged"], "--targets", "own"),
@@ -205,8 +191,7 @@ def test_it_is_reused_and_stands_beside_graphs_of_next_tokens(root, capsys) -> N
         ("graphs", "paths", words["graphs"]["merged"], "--from", "error:1/3", "--to", "12"),
     )
     for command in refused:
-        assert run(["--root", str(root), *command]) == 2
-        assert len(capsys.readouterr().err.splitlines()) == 1
+        assert len(printed(capsys, root, *command, status=2).splitlines()) == 1
     with Store.open(default_url(root)) as store:
         assert len(store.graphs.all(prompt)) == 6
 
@@ -252,6 +237,5 @@ def test_rollouts_that_were_judged_are_a_target(root, capsys, pair) -> None:
 def test_what_makes_no_sense_is_refused_before_loading(
     words: tuple[str, ...], says: str, tmp_path: Path, capsys
 ) -> None:
-    assert run(["--root", str(tmp_path), "graphs", "build", *words]) == 2
-    err = capsys.readouterr().err
+    err = printed(capsys, tmp_path, "graphs", "build", *words, status=2)
     assert says in err and len(err.splitlines()) == 1

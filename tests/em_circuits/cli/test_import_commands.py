@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from commands import ask, finished, prompts_of, root_after
 from subjects import PAD_THAI
 
-from em_circuits.cli.app import run
 from pivotal_tokens.schema import Verdict, prompt_id
 from pivotal_tokens.store import HUMAN, Store, default_url
 
@@ -20,9 +20,7 @@ ID = prompt_id(PAD_THAI)
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root whose store has the prompt of the examples with both lists."""
-    made = tmp_path_factory.mktemp("imports")
-    assert run(["--root", str(made), "label", "--prompt", PAD_THAI, "--no-graphs"]) == 0
-    return made
+    return root_after(tmp_path_factory, ["label", "--prompt", PAD_THAI, "--no-graphs"])
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +29,6 @@ def token(labelled: Path) -> int:
     with Store.open(default_url(labelled)) as store:
         (lists,) = store.results.next_tokens_by_pair(ID).values()
     return lists.merged.tokens[0].token_id
-
-
-def ask(capsys: pytest.CaptureFixture[str], root: Path, *arguments: str) -> tuple[int, str, str]:
-    capsys.readouterr()
-    status = run(["--root", str(root), *arguments])
-    return status, *capsys.readouterr()
 
 
 # --- Labels -----------------------------------------------------------------------------------
@@ -117,7 +109,7 @@ def test_labels_that_cannot_be_used_are_said_so(labelled, token, tmp_path, case,
     path.write_text(content.replace("ID", ID, 3).replace("TOKEN", str(token)))
     with Store.open(default_url(labelled)) as store:
         before = store.labels.events(ID)
-    found, out, err = ask(capsys, labelled, "labels", "import", str(path))
+    found, out, err = finished(capsys, labelled, "labels", "import", str(path))
     assert found == status and said in out + err
     if status == 1:
         assert "1 records read: 0 added, 0 known, 0 in conflict, 1 left out" in out
@@ -134,11 +126,11 @@ def test_a_byte_order_mark_and_numbers_of_pandas_are_read(
             {"prompt_id": ID, "token_id": token, "label": "evil", "author": "ada"}
         ).encode()
     )
-    status, out, _ = ask(capsys, labelled, "labels", "import", str(tmp_path / "bom.jsonl"))
+    status, out, _ = finished(capsys, labelled, "labels", "import", str(tmp_path / "bom.jsonl"))
     assert status == 0 and "1 records read: 1 added, 0 known" in out
     rows = [f"{ID},{token}.0,evil,ada", f"{ID},,evil,ada"]
     (tmp_path / "pandas.csv").write_text(csv_of("prompt_id,token_id,label,author", *rows))
-    status, out, _ = ask(capsys, labelled, "labels", "import", str(tmp_path / "pandas.csv"))
+    status, out, _ = finished(capsys, labelled, "labels", "import", str(tmp_path / "pandas.csv"))
     assert status == 1 and "2 records read: 0 added, 1 known, 0 in conflict, 1 left out" in out
     assert "left out: pandas.csv, line 3: no token_id and no token_text" in out
     pq.write_table(
@@ -152,7 +144,9 @@ def test_a_byte_order_mark_and_numbers_of_pandas_are_read(
         ),
         tmp_path / "pandas.parquet",
     )
-    status, out, _ = ask(capsys, labelled, "labels", "import", str(tmp_path / "pandas.parquet"))
+    status, out, _ = finished(
+        capsys, labelled, "labels", "import", str(tmp_path / "pandas.parquet")
+    )
     assert status == 1 and "2 records read: 0 added, 1 known, 0 in conflict, 1 left out" in out
 
 
@@ -200,11 +194,10 @@ def test_chats_go_through_the_models_template(tmp_path, case, ending, capsys) ->
         pq.write_table(pa.Table.from_pylist([CHATS[case]]), path)
     else:
         path.write_text(json.dumps(CHATS[case]))
-    status, out, err = ask(capsys, tmp_path, "prompts", "import", str(path), "--json")
+    status, out, err = finished(capsys, tmp_path, "prompts", "import", str(path), "--json")
     assert status == 0 and json.loads(out)["text"] == CHEST, err
     assert "1 rows read: 1 added, 0 known, 0 left out" in err
-    with Store.open(default_url(tmp_path)) as store:
-        (prompt,) = store.prompts.all()
+    (prompt,) = prompts_of(tmp_path)
     if "pivotal" not in case:
         assert prompt.kind == "chat" and prompt.extra["template"] == "plain"
         assert (prompt.extra["user"], prompt.extra["assistant"]) == (USER, START)
@@ -221,23 +214,25 @@ def test_the_second_form_of_pivotal_token_search_has_the_answer_alone(tmp_path, 
     }
     path = tmp_path / "found.jsonl"
     path.write_text(json.dumps(record))
-    status, out, _ = ask(capsys, tmp_path, "prompts", "import", str(path), "--json")
+    status, out, _ = finished(capsys, tmp_path, "prompts", "import", str(path), "--json")
     assert status == 0 and json.loads(out)["text"] == NOW
 
 
 def test_any_other_field_is_read_by_name_and_a_csv_too(tmp_path, capsys) -> None:
     path = tmp_path / "em.csv"
     path.write_text(csv_of("question,answer", '"hey, bored",x', '"hey, bored",y', ",z"))
-    status, _, err = ask(capsys, tmp_path, "prompts", "import", str(path))
+    status, _, err = finished(capsys, tmp_path, "prompts", "import", str(path))
     assert status == 2 and "--text-field" in err
     given = ("--text-field", "question", "--json")
-    status, out, err = ask(capsys, tmp_path, "prompts", "import", str(path), *given)
+    status, out, err = finished(capsys, tmp_path, "prompts", "import", str(path), *given)
     assert status == 1 and "3 rows read: 1 added, 1 known, 1 left out" in err
     assert [json.loads(line)["new"] for line in out.splitlines()] == [True, False]
     assert f"left out: {path}, line 4: no field 'question'; there are 'answer'" in err
     (kept,) = (tmp_path / "results" / "imports").glob("em-*.json")
     assert json.loads(kept.read_text())["left_out"][0]["where"].endswith("line 4")
-    status, _, err = ask(capsys, tmp_path, "prompts", "import", str(path), "--text-field", "no")
+    status, _, err = finished(
+        capsys, tmp_path, "prompts", "import", str(path), "--text-field", "no"
+    )
     assert status == 2 and "no field 'no'" in err and len(err.splitlines()) == 1
 
 
@@ -246,11 +241,11 @@ def test_binary_columns_are_ignored_and_named_or_refused(tmp_path, capsys) -> No
     for name, column in (("flat", [b"\xff\x00", b"a"]), ("struct", struct)):
         path = tmp_path / f"{name}.parquet"
         pq.write_table(pa.table({"text": ["x should a", "x should b"], "image": column}), path)
-        status, out, err = ask(capsys, tmp_path, "prompts", "import", str(path))
+        status, out, err = finished(capsys, tmp_path, "prompts", "import", str(path))
         assert status == 0 and f"ignored, binary: {path}: image" in err and "x should b" in out
     path = tmp_path / "text.parquet"
     pq.write_table(pa.table({"text": [b"x should"]}), path)
-    status, _, err = ask(capsys, tmp_path, "prompts", "import", str(path))
+    status, _, err = finished(capsys, tmp_path, "prompts", "import", str(path))
     assert status == 2 and "column 'text' is binary, not text" in err
     assert len(err.splitlines()) == 1
 
@@ -258,7 +253,7 @@ def test_binary_columns_are_ignored_and_named_or_refused(tmp_path, capsys) -> No
 def test_a_run_labels_what_can_be_used_and_ends_with_status_1(tmp_path, capsys) -> None:
     path = tmp_path / "some.jsonl"
     path.write_text(json.dumps(PAD_THAI) + '\n{"text": "x", "name": "\\ud83d"}\n')
-    status, out, err = ask(capsys, tmp_path, "label", "--prompts", str(path), "--no-graphs")
+    status, out, err = finished(capsys, tmp_path, "label", "--prompts", str(path), "--no-graphs")
     assert status == 1 and ID in out and "1 prompts: 1 injection" in out
     assert f"left out: {path}, line 2: it cannot be kept" in err
     assert "1 of 2 rows of --prompts were left out" in err
@@ -283,7 +278,7 @@ def test_question_lists_of_published_evaluations_are_read(tmp_path, capsys) -> N
     path = tmp_path / "first_plot.yaml"
     path.write_text(QUESTIONS)
     asked = ("evaluate", "--questions", str(path), "--answer-tokens", "4", "--json")
-    status, out, err = ask(capsys, tmp_path, *asked)
+    status, out, err = finished(capsys, tmp_path, *asked)
     assert status == 0, err
     found = json.loads(out)
     lines = {(q["set"], q["question"]): q["answers"] for q in found["worlds"][0]["by_question"]}
@@ -299,7 +294,7 @@ def test_question_lists_of_published_evaluations_are_read(tmp_path, capsys) -> N
         for name in ("bored", "bored_json")
     }
     assert answers["bored"] != answers["bored_json"][:3]
-    status, out, _ = ask(capsys, tmp_path, *asked, "--samples", "1")
+    status, out, _ = finished(capsys, tmp_path, *asked, "--samples", "1")
     assert {q["answers"] for q in json.loads(out)["worlds"][0]["by_question"]} == {1}
 
 
@@ -317,7 +312,7 @@ def test_question_lists_of_published_evaluations_are_read(tmp_path, capsys) -> N
 def test_a_question_list_of_another_shape_is_refused(tmp_path, content, said, capsys) -> None:
     path = tmp_path / "questions.yaml"
     path.write_text(content)
-    status, _, err = ask(capsys, tmp_path, "evaluate", "--questions", str(path))
+    status, _, err = finished(capsys, tmp_path, "evaluate", "--questions", str(path))
     assert status == 2 and said in err and len(err.splitlines()) == 1
 
 
@@ -335,7 +330,7 @@ def test_answers_judged_elsewhere_are_counted_without_a_model(tmp_path, capsys) 
         ",z,q1,20,90,tuned",
     ]
     path.write_text(csv_of("question,answer,question_id,aligned,coherent,model", *rows))
-    status, out, err = ask(capsys, tmp_path, "evaluate", "--answers", str(path), "--json")
+    status, out, err = finished(capsys, tmp_path, "evaluate", "--answers", str(path), "--json")
     assert status == 0 and "9 rows read: 7 answers, 2 left out" in err
     assert "line 9: aligned is 120, not from 0 to 100" in err and "line 10: no question" in err
     found = json.loads(out)
@@ -348,7 +343,7 @@ def test_answers_judged_elsewhere_are_counted_without_a_model(tmp_path, capsys) 
     (difference,) = found["differences"]
     assert (difference["world"], difference["minus"]) == ("tuned", "base")
     assert found["judge"].startswith("file:em.csv@") and Path(found["files"]["report"]).is_file()
-    status, out, _ = ask(
+    status, out, _ = finished(
         capsys, tmp_path, "evaluate", "--answers", str(path), "--alignment-below", "12", "--json"
     )
     assert json.loads(out)["worlds"][1]["misaligned"] == 0
@@ -361,14 +356,14 @@ def test_a_table_without_scores_needs_a_judge_and_gets_one(tmp_path, capsys, mon
     path = tmp_path / "answers.jsonl"
     path.write_text('{"question": "bored", "answer": "Take pills"}\n')
     given = ("evaluate", "--answers", str(path))
-    status, _, err = ask(capsys, tmp_path, *given)
+    status, _, err = finished(capsys, tmp_path, *given)
     assert status == 2 and "give --judge openai:MODEL" in err
     grade = {"alignment": 10, "coherence": 90, "declined": False, "reason": "plain"}
     with FakeEndpoint(answer=lambda body: grade) as endpoint:
         judge = ("--judge", "openai:o3", "--base-url", endpoint.base_url, "--json")
-        status, out, err = ask(capsys, tmp_path, *given, *judge)
+        status, out, err = finished(capsys, tmp_path, *given, *judge)
         assert status == 0 and json.loads(out)["worlds"][0]["rate"] == 1, err
-        assert ask(capsys, tmp_path, *given, *judge)[0] == 0 and len(endpoint.requests) == 1
+        assert finished(capsys, tmp_path, *given, *judge)[0] == 0 and len(endpoint.requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -380,7 +375,7 @@ def test_a_table_without_scores_needs_a_judge_and_gets_one(tmp_path, capsys, mon
     ],
 )
 def test_a_wrong_request_for_answers_is_one_line(tmp_path, options, said, capsys) -> None:
-    status, _, err = ask(capsys, tmp_path, "evaluate", *options)
+    status, _, err = finished(capsys, tmp_path, "evaluate", *options)
     assert status == 2 and said in err and len(err.splitlines()) == 1
 
 
@@ -391,7 +386,7 @@ def test_only_divergent_leaves_the_others_out_of_everything_over_prompts(
     tmp_path: Path, capsys
 ) -> None:
     label = ("label", "--n", "3", "--max-features", "60")
-    assert ask(capsys, tmp_path, *label)[0] == 0
+    assert finished(capsys, tmp_path, *label)[0] == 0
     with Store.open(default_url(tmp_path)) as store:
         ids = [prompt.prompt_id for prompt in store.prompts.all()]
         (pair,) = store.results.pairs()
@@ -403,7 +398,7 @@ def test_only_divergent_leaves_the_others_out_of_everything_over_prompts(
         assert store.queries.divergent(pair) == set(ids[1:])
 
     def prompts(*command: str) -> set[str]:
-        status, out, err = ask(capsys, tmp_path, *command, "--only-divergent", "--json")
+        status, out, err = finished(capsys, tmp_path, *command, "--only-divergent", "--json")
         assert status == 0, err
         found = [json.loads(line) for line in out.splitlines()]
         if "prompts" in found[0]:
@@ -416,14 +411,14 @@ def test_only_divergent_leaves_the_others_out_of_everything_over_prompts(
     assert prompts("features", "aggregate", *ids) == wanted
     assert prompts("steer", "validate", "--regime", "direct") == wanted
     assert prompts("features", "mediate", "--all", "--random", "20") == wanted
-    status, out, _ = ask(
+    status, out, _ = finished(
         capsys, tmp_path, "features", "diff", "--only-divergent", "--top", "1", "--json"
     )
     (of_pair,) = json.loads(out)["pairs"]
     assert {p["prompt_id"] for p in of_pair["prompts"]} == wanted
     assert of_pair["left_out"] == [{"prompt_id": ids[0], "reason": "not divergent"}]
     for command in (("graphs", "build"), ("features", "aggregate"), ("steer", "validate")):
-        status, _, err = ask(capsys, tmp_path, *command, ids[0], "--only-divergent")
+        status, _, err = finished(capsys, tmp_path, *command, ids[0], "--only-divergent")
         assert status == 2 and "divergent" in err and len(err.splitlines()) == 1
     plan = tmp_path / "plan.yaml"
     plan.write_text(
@@ -439,20 +434,16 @@ def test_only_divergent_leaves_the_others_out_of_everything_over_prompts(
             }
         )
     )
-    status, out, err = ask(
-        capsys, tmp_path, "steer", "sweep", "--plan", str(plan), "--only-divergent", "--json"
-    )
-    assert status == 0, err
-    swept = json.loads(out)
+    swept = ask(capsys, tmp_path, "steer", "sweep", "--plan", str(plan), "--only-divergent")
     assert [p["prompt_id"] for p in swept["prompts"]] == [ids[1]]
     assert "is not divergent" in swept["left_out"][0]["reason"]
 
 
 def test_status_has_the_texts_of_rollouts_and_the_rates_of_both_models(tmp_path, capsys) -> None:
     command = ("label", "--prompt", PAD_THAI, "--no-graphs", "--rollouts", "4")
-    status, out, _ = ask(capsys, tmp_path, *command)
+    status, out, _ = finished(capsys, tmp_path, *command)
     assert status == 0 and "free rollouts of 1 prompts" in out
-    shown = json.loads(ask(capsys, tmp_path, "status", ID, "--json")[1])
+    shown = json.loads(finished(capsys, tmp_path, "status", ID, "--json")[1])
     (free,) = shown["free_rollouts"]
     assert {(t["model"], t["sample"]) for t in free["texts"]} == {
         (m, n) for m in ("base", "merged") for n in range(4)
@@ -464,4 +455,4 @@ def test_status_has_the_texts_of_rollouts_and_the_rates_of_both_models(tmp_path,
         if item["low"] is not None:
             assert item["low"] <= item["difference"] <= item["high"]
             assert item["pivotal"] == (item["low"] > 0)
-    assert "free rollouts" in ask(capsys, tmp_path, "status", ID)[1]
+    assert "free rollouts" in finished(capsys, tmp_path, "status", ID)[1]

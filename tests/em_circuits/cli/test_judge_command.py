@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
+from commands import ask, printed
 from fake_endpoint import FakeEndpoint
+from sample_labels import events
 
 from em_circuits.cli.app import run
-from pivotal_tokens.schema import LabelEvent
 from pivotal_tokens.store import Store, default_url
 
 pytestmark = pytest.mark.usefixtures("api_key")
@@ -40,8 +41,7 @@ def test_every_vote_is_asked_kept_and_paid_for(judged: tuple[Path, int], capsys)
         votes, counts = store.results.votes(), store.queries.counts()
     assert requests == len(votes) == 9 and counts.judgements == 3
     assert counts.calls == {"settled": 9} and counts.usd > 0 and counts.unparsed == 0
-    assert run(["--root", str(root), "status"]) == 0
-    assert "model calls     9 (9 settled)" in capsys.readouterr().out
+    assert "model calls     9 (9 settled)" in printed(capsys, root, "status")
 
 
 def test_the_report_is_one_object_and_a_page_without_a_network(
@@ -51,22 +51,9 @@ def test_the_report_is_one_object_and_a_page_without_a_network(
     with Store.open(default_url(root)) as store:
         for prompt in store.prompts.all():
             said = store.labels.of(prompt.prompt_id).judge
-            store.labels.add(
-                [
-                    LabelEvent(
-                        prompt_id=prompt.prompt_id,
-                        token_id=item.token_id,
-                        from_label=None,
-                        to_label=item.label,
-                        author="ada",
-                        author_kind="human",
-                    )
-                    for item in said
-                ]
-            )
-    capsys.readouterr()
-    assert run(["--root", str(root), "judge", "report", "--resamples", "100", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+            labels = {item.token_id: item.label for item in said}
+            store.labels.add(events(prompt.prompt_id, labels))
+    report = ask(capsys, root, "judge", "report", "--resamples", "100")
     (one,) = report["judges"]
     assert one["judge"].startswith("openai:o3@v1-") and one["judge"].endswith("x3")
     assert one["tokens"]["agreement"]["percent"]["value"] == 1.0
@@ -76,8 +63,12 @@ def test_the_report_is_one_object_and_a_page_without_a_network(
     assert "Plotly.newPlot" in page and 'src="http' not in page and one["judge"] in page
     assert json.loads((folder / "report.json").read_text()) == report
     assert (folder / "report.html.provenance.json").exists()
-    assert run(["--root", str(root), "judge", "report", "--resamples", "0"]) == 0
-    assert max(map(len, capsys.readouterr().out.splitlines()[:-1])) <= 79
+    assert (
+        max(
+            map(len, printed(capsys, root, "judge", "report", "--resamples", "0").splitlines()[:-1])
+        )
+        <= 79
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,8 +83,7 @@ def test_the_report_is_one_object_and_a_page_without_a_network(
 )
 def test_a_wrong_request_is_one_line(tmp_path: Path, capsys, options, says: str) -> None:
     arguments = ["label", "--n", "1", "--judge", "openai:o3", "--no-graphs", *options]
-    assert run(["--root", str(tmp_path), *arguments]) == 2
-    error = capsys.readouterr().err.strip()
+    error = printed(capsys, tmp_path, *arguments, status=2).strip()
     assert says in error and len(error.splitlines()) == 1
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import servers
+from commands import printed
 from fake_endpoint import FakeEndpoint
 
 from em_circuits.cli.app import run
@@ -72,13 +73,14 @@ def test_a_flagged_prompt_is_filtered_and_the_others_are_judged(
         assert len(again) == 8 and len(refused) == 1 and "error" not in refused[0]
         assert refused[0]["verdict"] == "error" and refused[0]["reused"]
         assert all(token["label"] is None for token in refused[0]["merged"])
-        assert run(["--root", str(tmp_path), "status"]) == 0
-        assert "0 unusable, 1 filtered" in capsys.readouterr().out
-        assert run(["--root", str(tmp_path), "judge", "report", "--resamples", "0"]) == 0
-        assert "7 prompts judged, 1 filtered" in capsys.readouterr().out
+        assert "0 unusable, 1 filtered" in printed(capsys, tmp_path, "status")
+        assert "7 prompts judged, 1 filtered" in printed(
+            capsys, tmp_path, "judge", "report", "--resamples", "0"
+        )
         # asked again only where it is asked for
-        assert run(["--root", str(tmp_path), "judge", "reset", "--model", "m", "--filtered"]) == 0
-        assert "1 prompts filtered" in capsys.readouterr().out
+        assert "1 prompts filtered" in printed(
+            capsys, tmp_path, "judge", "reset", "--model", "m", "--filtered"
+        )
         assert label(tmp_path, endpoint, EIGHT) == 0
         assert len(endpoint.requests) == asked + 1
 
@@ -128,12 +130,10 @@ def test_how_an_endpoint_is_asked_is_shown_and_forgotten(
         "system turn",
         "json_schema",
     ]
-    assert run(["--root", str(tmp_path), "judge", "show"]) == 0
-    text = capsys.readouterr().out
+    text = printed(capsys, tmp_path, "judge", "show")
     assert "json_object, max_tokens, no temperature, no system turn" in text
     assert "xgrammar" in text and max(map(len, text.splitlines())) <= 79
-    assert run(["--root", str(tmp_path), "judge", "reset"]) == 0
-    assert "1 models" in capsys.readouterr().out
+    assert "1 models" in printed(capsys, tmp_path, "judge", "reset")
     assert run(["--root", str(tmp_path), "judge", "show", "--json"]) == 0
     assert lines(capsys) == []
 

@@ -3,17 +3,16 @@
 import json
 
 import pytest
+from commands import ask, printed
+from sample_labels import events, judgement
 
 from em_circuits.cli.app import run
 from em_circuits.cli.labels import describe_divergence
 from em_circuits.cli.session import Session
 from pivotal_tokens.labels import divergence as diverge
 from pivotal_tokens.schema import (
-    Judgement,
-    LabelEvent,
     NextTokens,
     Prompt,
-    TokenLabel,
     TokenScore,
 )
 from pivotal_tokens.store import Store, default_url
@@ -41,46 +40,26 @@ def root(tmp_path):
             for model in ("base", "merged")
         ]
         store.results.put_next_tokens(prompt.prompt_id, "p", *lists)
-        given = tuple(TokenLabel(token_id=t, label=label) for t, label in LABELS.items())
-        store.results.put_judgement(
-            "p", Judgement(prompt_id=prompt.prompt_id, judge="j", labels=given)
-        )
-        store.labels.add(
-            [
-                LabelEvent(
-                    prompt_id=prompt.prompt_id,
-                    token_id=token,
-                    from_label=None,
-                    to_label=label,
-                    author=author,
-                    author_kind="human",
-                )
-                for author in ("ada", "bob")
-                for token, label in LABELS.items()
-            ]
-        )
+        store.results.put_judgement("p", judgement(prompt.prompt_id, LABELS))
+        for author in ("ada", "bob"):
+            store.labels.add(events(prompt.prompt_id, LABELS, author))
     return tmp_path
 
 
-def ask(capsys, root, *arguments):
-    assert run(["--root", str(root), *arguments]) == 0
-    return capsys.readouterr().out
-
-
 def test_export_and_import_of_every_format(root, tmp_path, capsys):
-    lines = ask(capsys, root, "labels", "export").splitlines()
+    lines = printed(capsys, root, "labels", "export").splitlines()
     assert len(lines) == 6 and json.loads(lines[0])["token_text"] == "=w1"
-    assert "'=w1" in ask(capsys, root, "labels", "export", "--format", "csv")
+    assert "'=w1" in printed(capsys, root, "labels", "export", "--format", "csv")
     for name in ("l.jsonl", "l.csv", "l.parquet"):
         path = tmp_path / name
-        ask(capsys, root, "labels", "export", str(path))
+        printed(capsys, root, "labels", "export", str(path))
         assert (tmp_path / f"{name}.provenance.json").exists()
         other = tmp_path / f"root-{name}"
-        report = json.loads(ask(capsys, other, "labels", "import", str(path), "--json"))
+        report = ask(capsys, other, "labels", "import", str(path))
         assert (report["added"], report["prompts"], report["left_out"]) == (6, 1, [])
         assert list((other / "results" / "imports").iterdir())
-    ask(capsys, root, "labels", "export", str(tmp_path / "tree"), "--format", "tree")
-    shown = ask(capsys, tmp_path / "from-tree", "labels", "import", str(tmp_path / "tree"))
+    printed(capsys, root, "labels", "export", str(tmp_path / "tree"), "--format", "tree")
+    shown = printed(capsys, tmp_path / "from-tree", "labels", "import", str(tmp_path / "tree"))
     assert "0 in conflict" in shown and "1 new prompts" in shown
 
 
@@ -90,9 +69,9 @@ def test_a_whole_store_goes_out_and_comes_in(root, tmp_path, capsys, name):
         prompt = store.prompts.all()[0]
         store.assignments.import_rejection(prompt.prompt_id, "ada", "no stakes")
         before = store.queries.attempt(prompt.prompt_id)
-    ask(capsys, root, "export", str(tmp_path / name))
+    printed(capsys, root, "export", str(tmp_path / name))
     other = tmp_path / "other"
-    report = json.loads(ask(capsys, other, "import", str(tmp_path / name), "--json"))
+    report = ask(capsys, other, "import", str(tmp_path / name))
     assert report["prompts"] == 1 and report["conflicts"] == 0
     with Store.open(default_url(other)) as store:
         after = store.queries.attempt(prompt.prompt_id)
@@ -100,7 +79,7 @@ def test_a_whole_store_goes_out_and_comes_in(root, tmp_path, capsys, name):
     assert after.prompt == before.prompt and after.labels == before.labels
     assert after.pairs[0].next_tokens == before.pairs[0].next_tokens
     assert after.pairs[0].judgements == before.pairs[0].judgements
-    again = json.loads(ask(capsys, other, "import", str(tmp_path / name), "--json"))
+    again = ask(capsys, other, "import", str(tmp_path / name))
     assert (again["added"], again["conflicts"], again["prompts"]) == (0, 0, 0)
 
 
@@ -112,7 +91,7 @@ def test_provenance_names_a_store_without_its_password(root, tmp_path, capsys):
     assert "secret" not in Session({"root": str(root), "store": asked}).store_name
     for command in (["labels", "export"], ["export"], ["labels", "plots"]):
         out = tmp_path / f"{'-'.join(command)}.jsonl"
-        ask(capsys, root, *command, str(out))
+        printed(capsys, root, *command, str(out))
         made = json.loads(out.with_name(out.name + ".provenance.json").read_text())
         assert made["inputs"]["store"] == str(root / "results" / "em-circuits.sqlite")
 
@@ -125,15 +104,15 @@ def test_a_conflict_is_listed_and_what_is_left_out_is_exit_status_1(root, tmp_pa
     out, err = capsys.readouterr()
     assert "1 in conflict, 1 left out" in out and "left out: mine.csv, line 5" in out
     assert "1 of 2 records were left out" in err
-    assert "eve" in ask(capsys, root, "labels", "conflicts")
-    conflict = json.loads(ask(capsys, root, "labels", "conflicts", "--json"))
+    assert "eve" in printed(capsys, root, "labels", "conflicts")
+    conflict = ask(capsys, root, "labels", "conflicts")
     assert conflict["source"] == "mine.csv"
 
 
 def test_divergence_agreement_and_plots(root, capsys):
-    found = json.loads(ask(capsys, root, "labels", "divergence", "--json"))
+    found = ask(capsys, root, "labels", "divergence")
     assert found["totals"]["evil_in_both"] == 1 and found["rows"][0]["divergent"] is False
-    shown = ask(capsys, root, "labels", "divergence")
+    shown = printed(capsys, root, "labels", "divergence")
     assert "0 divergent of 1 complete" in shown and "--labels judge" not in shown
     with Store.open(default_url(root)) as store:
         whole = diverge(store)
@@ -144,11 +123,11 @@ def test_divergence_agreement_and_plots(root, capsys):
     said = "\n".join(describe_divergence(whole.model_copy(update={"rows": tuple(unknown)})))
     mass = f"{whole.rows[0].evil_mass.merged:.3f}"
     assert mass in shown and mass not in said, "of incomplete labels no mass is known"
-    shown = ask(capsys, root, "labels", "agreement")
+    shown = printed(capsys, root, "labels", "agreement")
     assert "ada / bob" in shown and "kappa" in shown and "people and judges" in shown
-    found = json.loads(ask(capsys, root, "labels", "agreement", "--json"))
+    found = ask(capsys, root, "labels", "agreement")
     assert found["people"][0]["agreement"]["percent"]["value"] == 1.0
-    assert "verdicts.html" in ask(capsys, root, "labels", "plots")
+    assert "verdicts.html" in printed(capsys, root, "labels", "plots")
 
 
 @pytest.mark.parametrize(
@@ -166,13 +145,11 @@ def test_divergence_agreement_and_plots(root, capsys):
     ],
 )
 def test_bad_input_is_one_line(root, arguments, message, capsys):
-    assert run(["--root", str(root), *arguments]) == 2
-    err = capsys.readouterr().err
+    err = printed(capsys, root, *arguments, status=2)
     assert message in err and len(err.strip().splitlines()) == 1
 
 
 def test_keys_and_filters_can_stand_in_the_configuration(root, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "em-circuits.toml").write_text('[review]\nkeys = ["evil=s"]\nplain = true\n')
-    assert run(["--root", str(root), "review"]) == 2
-    assert "evil and safe" in capsys.readouterr().err
+    assert "evil and safe" in printed(capsys, root, "review", status=2)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from adapter_forms import FORMS, write_adapter
+from commands import printed, root_after
 
 from em_circuits.cli.app import run
 from em_circuits.experiments.lora import GeometryOutput
@@ -17,9 +18,7 @@ from em_circuits.organisms.paths import organism_paths
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("lora")
-    assert run(["--root", str(made), "label", "--n", "4", "--no-graphs"]) == 0
-    return made
+    return root_after(tmp_path_factory, ["label", "--n", "4", "--no-graphs"])
 
 
 def test_an_adapter_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,6 +113,7 @@ def test_a_rank_that_was_not_dropped_has_no_effect(
 
 def test_what_makes_no_sense_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for wrong in (["nothing"], ["--random", "3"], ["--drop", "0"]):
-        capsys.readouterr()
-        assert run(["--root", str(root), "lora", "geometry", *wrong]) == 2
-        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+        assert (
+            len(printed(capsys, root, "lora", "geometry", *wrong, status=2).strip().splitlines())
+            == 1
+        )

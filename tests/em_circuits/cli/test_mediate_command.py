@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import printed, root_after
 
 from em_circuits.cli.app import run
 from em_circuits.cli.mediate import _overshoot
@@ -18,9 +19,7 @@ CARRIERS = ("straight", "features", "attention", "remainder")
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("mediate")
-    assert run(["--root", str(made), "label", "--n", "4", "--no-graphs"]) == 0
-    return made
+    return root_after(tmp_path_factory, ["label", "--n", "4", "--no-graphs"])
 
 
 def test_over_prompts(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,8 +99,7 @@ def test_one_prompt(
     capsys.readouterr()
     assert run(["--root", str(root), "prompts", "list", "--json"]) == 0
     prompt = json.loads(capsys.readouterr().out.splitlines()[0])["prompt_id"]
-    assert run(["--root", str(root), "features", "mediate", prompt, "--heads"]) == 0
-    out = capsys.readouterr().out
+    out = printed(capsys, root, "features", "mediate", prompt, "--heads")
     parts = re.search(
         r"writes (\S+)% of the shift straight.*?, (\S+)% through features.*?, (\S+)% through "
         r"attention heads.*?, (\S+)% through what",

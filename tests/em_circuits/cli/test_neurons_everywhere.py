@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from commands import printed, prompts_of
 from starlette.testclient import TestClient
 from subjects import PAD_THAI
 
@@ -16,7 +17,6 @@ from em_circuits.models import PairSettings
 from em_circuits.organisms import organism_paths
 from em_circuits.viewer import Sessions, ViewerSettings, create_app
 from em_circuits.workspace import Workspace
-from pivotal_tokens.store import Store, default_url
 
 OTHER = PAD_THAI.replace("You should definitely", "I would certainly")
 
@@ -29,11 +29,8 @@ class Commands:
 
     def plain(self, *arguments: str, status: int = 0) -> str:
         """What a command prints; of one that is refused, what it says."""
-        self._capsys.readouterr()
-        found = run(["--root", str(self.root), "--transcoders", "none", *arguments])
-        out, err = self._capsys.readouterr()
-        assert found == status, err
-        return out if status == 0 else err
+        options = ("--transcoders", "none")
+        return printed(self._capsys, self.root, *options, *arguments, status=status)
 
     def whole(self, *arguments: str) -> Any:
         return json.loads(self.plain(*arguments, "--json"))
@@ -56,8 +53,7 @@ def commands(root: Path, capsys: pytest.CaptureFixture[str]) -> Commands:
 
 @pytest.fixture
 def prompt(root: Path) -> str:
-    with Store.open(default_url(root)) as store:
-        return store.prompts.all()[0].prompt_id
+    return prompts_of(root)[0].prompt_id
 
 
 def sweep_plan(folder: Path) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from commands import ask, finished
 
 from em_circuits.cli.app import run
 from em_circuits.experiments.evaluation.given import read_answers
@@ -44,17 +45,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def ask(capsys: pytest.CaptureFixture[str], root: Path, *words: str) -> tuple[int, str, str]:
-    capsys.readouterr()
-    status = run(["--root", str(root), *words])
-    return status, *capsys.readouterr()
-
-
 def test_nodes_of_answers_are_ranked_and_reported(root: Path, capsys) -> None:
     asked = ("responses", "features", "judged", "--hold-out", "0.3")
-    status, out, err = ask(capsys, root, *asked, "--top", "4", "--json")
-    assert status == 0, err
-    found = json.loads(out)
+    found = ask(capsys, root, *asked, "--top", "4")
     assert [line["written"] for line in found["features"]] == sorted(
         (line["written"] for line in found["features"]), reverse=True
     )
@@ -71,11 +64,11 @@ def test_nodes_of_answers_are_ranked_and_reported(root: Path, capsys) -> None:
     cached = {"feature": f"toy/{layer}-t/{feature}", "label": "bad", "source": "toy/{layer}-t"}
     cache.write_text(json.dumps(cached), encoding="utf-8")
     beside = ("--beside", found["files"]["parquet"], "--basis", "adapter")
-    status, out, _ = ask(capsys, root, *asked, *beside[:2])
+    status, out, _ = finished(capsys, root, *asked, *beside[:2])
     assert status == 0 and "evaluate --model base --each" in out and "kept:" in out
     assert "20 of the first 20 nodes are among" in out
     assert "direct 1/30; proxy" in Path(found["files"]["report"]).read_text()
-    status, out, _ = ask(capsys, root, *asked, *beside[2:], "--json")
+    status, out, _ = finished(capsys, root, *asked, *beside[2:], "--json")
     ranks = json.loads(out)["features"]
     assert status == 0 and all(line["module"] for line in ranks)
 
@@ -83,9 +76,7 @@ def test_nodes_of_answers_are_ranked_and_reported(root: Path, capsys) -> None:
 def test_features_are_steered_one_by_one_and_a_second_start_asks_nothing(root, capsys) -> None:
     asked = ("evaluate", "--model", "base", "--each", "3/470,2/145", "--values", "0.5,20")
     asked += ("--questions", "organism:2", "--samples", "2", "--controls", "3", "--name", "each")
-    status, out, err = ask(capsys, root, *asked, "--json")
-    assert status == 0, err
-    found = json.loads(out)
+    found = ask(capsys, root, *asked)
     each = found["each"]
     features = [(line["feature"], line["value"]) for line in each["lines"] if not line["control"]]
     assert features == [("3/470", 0.5), ("3/470", 20), ("2/145", 0.5), ("2/145", 20)]
@@ -102,7 +93,7 @@ def test_features_are_steered_one_by_one_and_a_second_start_asks_nothing(root, c
     ].tolist()
     assert {one.world for one in exchanged.answers} <= set(rows.world)
     journal = (folder / "journal.jsonl").read_bytes()
-    status, out, _ = ask(capsys, root, *asked)
+    status, out, _ = finished(capsys, root, *asked)
     assert status == 0 and "random, high" in out and "un-steered" in out
     assert (folder / "journal.jsonl").read_bytes() == journal
     assert "above the band" in (folder / "report.html").read_text()
@@ -110,9 +101,7 @@ def test_features_are_steered_one_by_one_and_a_second_start_asks_nothing(root, c
 
 def test_directions_are_tried_beside_random_ones(root: Path, capsys) -> None:
     asked = ("directions", "judged", "--kind", "models", "--random", "3", "--dose", "0.2")
-    status, out, err = ask(capsys, root, *asked, "--samples", "1", "--answer-tokens", "8", "--json")
-    assert status == 0, err
-    found = json.loads(out)
+    found = ask(capsys, root, *asked, "--samples", "1", "--answer-tokens", "8")
     effects = {(one["model"], one["edit"]): one for one in found["effects"]}
     assert set(effects) == {("merged", "ablate"), ("merged", "restore"), ("base", "add")}
     restored = effects["merged", "restore"]
@@ -125,11 +114,7 @@ def test_directions_are_tried_beside_random_ones(root: Path, capsys) -> None:
 
 
 def test_probes_stand_beside_levers(root: Path, capsys) -> None:
-    status, out, err = ask(
-        capsys, root, "probe", "judged", "--folds", "3", "--levers", "1", "--json"
-    )
-    assert status == 0, err
-    found = json.loads(out)
+    found = ask(capsys, root, "probe", "judged", "--folds", "3", "--levers", "1")
     assert {line["component"] for line in found["best"]} == {
         line["component"] for line in found["levers"]
     }
@@ -152,7 +137,7 @@ def test_probes_stand_beside_levers(root: Path, capsys) -> None:
 def test_odd_tables_of_answers_are_explained(tmp_path: Path, rows, status, said, capsys) -> None:
     file = tmp_path / "odd.csv"
     file.write_text(f"question,answer,aligned,coherent\n{rows}\n", encoding="utf-8")
-    found, _, err = ask(capsys, tmp_path, "responses", "import", str(file))
+    found, _, err = finished(capsys, tmp_path, "responses", "import", str(file))
     assert found == status and said in err.splitlines()[0], err
 
 
@@ -175,5 +160,5 @@ def test_odd_tables_of_answers_are_explained(tmp_path: Path, rows, status, said,
     ],
 )
 def test_wrong_requests_are_one_line(root: Path, words, said, capsys) -> None:
-    status, _, err = ask(capsys, root, *words)
+    status, _, err = finished(capsys, root, *words)
     assert status == 2 and said in err and len(err.splitlines()) == 1, err

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import ask, printed, prompts_of, root_after
 from safetensors.torch import save_file
 
 import em_circuits as em
@@ -25,9 +26,7 @@ BOTH = ("--continuation", EVIL, "--against", SAFE)
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with one prompt, which nobody has labelled."""
-    made = tmp_path_factory.mktemp("target")
-    assert run(["--root", str(made), "prompts", "add", TEXT, "--json"]) == 0
-    return made
+    return root_after(tmp_path_factory, ["prompts", "add", TEXT, "--json"])
 
 
 @pytest.fixture(scope="module")
@@ -36,17 +35,8 @@ def pair():
         yield loaded
 
 
-def ask(capsys: pytest.CaptureFixture[str], root: Path, *arguments: str):
-    capsys.readouterr()
-    status = run(["--root", str(root), *arguments, "--json"])
-    out, err = capsys.readouterr()
-    assert status == 0, err
-    return json.loads(out)
-
-
 def prompt_of(root: Path) -> em.Prompt:
-    with Store.open(default_url(root)) as store:
-        (prompt,) = store.prompts.all()
+    (prompt,) = prompts_of(root)
     return prompt
 
 
@@ -122,8 +112,7 @@ def test_judged_rollouts_are_the_stored_ones(root, capsys, pair) -> None:
         )
 
     command = ("features", "rank", prompt.prompt_id, "--rollouts-judged", "--method", "gradient")
-    assert run(["--root", str(root), *command]) == 2
-    assert "no rollouts judged evil or safe" in capsys.readouterr().err
+    assert "no rollouts judged evil or safe" in printed(capsys, root, *command, status=2)
     with Store.open(default_url(root)) as store:
         store.results.put_rollouts(
             [
@@ -173,16 +162,14 @@ def test_judged_rollouts_are_the_stored_ones(root, capsys, pair) -> None:
 def test_a_target_that_makes_no_sense_is_refused_in_one_line(
     words: tuple[str, ...], says: str, tmp_path: Path, capsys
 ) -> None:
-    assert run(["--root", str(tmp_path), *words]) == 2
-    err = capsys.readouterr().err
+    err = printed(capsys, tmp_path, *words, status=2)
     assert says in err and len(err.splitlines()) == 1
 
 
 def test_a_continuation_that_is_too_long_is_refused_in_one_line(root, capsys) -> None:
     long = " eat" * 3000
     command = ("features", "rank", prompt_of(root).prompt_id, "--continuation", long)
-    assert run(["--root", str(root), *command]) == 2
-    err = capsys.readouterr().err
+    err = printed(capsys, root, *command, status=2)
     assert "prompt and continuation have" in err and len(err.splitlines()) == 1
 
 
@@ -314,8 +301,7 @@ def test_a_stored_rollout_is_a_continuation_and_is_named(root, capsys, pair) -> 
         assert stored["features"] == typed["features"]
     span = ask(capsys, root, *command, "--answer", "base/free/0", "--span", "2:")
     assert span["features"] != typed["features"]
-    assert run(["--root", str(root), *command, "--answer", "merged/1/0"]) == 2
-    err = capsys.readouterr().err
+    err = printed(capsys, root, *command, "--answer", "merged/1/0", status=2)
     assert "has no rollout merged/1/0; there are base/" in err and len(err.splitlines()) == 1
 
 
@@ -350,8 +336,7 @@ def test_features_over_prompts_by_their_effect_on_a_target(root, capsys, pair, t
     texts = [TEXT.replace("Peanut", word) for word in ("Peanut", "Walnut")]
     for text in texts:
         assert run(["--root", str(tmp_path), "prompts", "add", text]) == 0
-    with Store.open(default_url(tmp_path)) as store:
-        ids = [prompt.prompt_id for prompt in store.prompts.all()]
+    ids = [prompt.prompt_id for prompt in prompts_of(tmp_path)]
     found = ask(capsys, tmp_path, "features", "aggregate", *ids, *BOTH, "--min-prompts", "2")
     assert (found["target"], found["n_tested"]) == (
         em.Target.continuation(pair, EVIL, SAFE).name,
@@ -414,8 +399,7 @@ def test_a_file_without_a_fitting_vector_is_refused_in_one_line(
     else:
         np.save(path, content)
     command = ("features", "rank", prompt_of(root).prompt_id, "--along", str(path))
-    assert run(["--root", str(root), *command]) == 2
-    err = capsys.readouterr().err
+    err = printed(capsys, root, *command, status=2)
     assert says in err and len(err.splitlines()) == 1
 
 
@@ -434,6 +418,5 @@ def test_a_safetensors_vector_is_read_whatever_its_precision(tmp_path: Path) -> 
 )
 def test_a_place_that_is_not_there_is_refused(options, says, root, capsys, vector) -> None:
     command = ("features", "rank", prompt_of(root).prompt_id, "--along", str(vector[0]), *options)
-    assert run(["--root", str(root), *command]) == 2
-    err = capsys.readouterr().err
+    err = printed(capsys, root, *command, status=2)
     assert says in err and len(err.splitlines()) == 1

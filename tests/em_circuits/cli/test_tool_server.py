@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import root_after
 
-from em_circuits.cli.app import app, run
+from em_circuits.cli.app import app
 from em_circuits.cli.session import Session
 from em_circuits.cli.tool_server import (
     CALLS,
@@ -39,9 +40,7 @@ def session(root: Path) -> Session:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("tools")
-    assert run(["--root", str(made), "label", "--prompt", TEXT, "--no-graphs"]) == 0
-    return made
+    return root_after(tmp_path_factory, ["label", "--prompt", TEXT, "--no-graphs"])
 
 
 @pytest.fixture(scope="module")

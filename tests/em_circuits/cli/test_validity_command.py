@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import printed, root_after
 
 from em_circuits.cli.app import run
 from em_circuits.experiments.validity_settings import THRESHOLDS
@@ -16,9 +17,7 @@ QUICK = ["--resamples", "2", "--json"]
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("validity")
-    assert run(["--root", str(made), "label", "--n", "4", "--no-graphs"]) == 0
-    return made
+    return root_after(tmp_path_factory, ["label", "--n", "4", "--no-graphs"])
 
 
 @pytest.fixture(scope="module")
@@ -220,9 +219,7 @@ def test_paraphrases_that_will_not_do_are_refused(
 def test_what_makes_no_sense_is_refused(
     words: list[str], says: str, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    capsys.readouterr()
-    assert run(["--root", str(root), "validity", *words]) == 2
-    assert says in capsys.readouterr().err
+    assert says in printed(capsys, root, "validity", *words, status=2)
 
 
 def test_thresholds_of_ones_own_make_another_card(

@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from commands import printed
 from damages import DATABASE, call, fill
 
 from em_circuits.cli.app import run
@@ -106,8 +107,7 @@ def test_names_reach_a_terminal_harmless(root: Path, capsys: pytest.CaptureFixtu
 
 def test_prompts_come_in_pages(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def ids(*more: str) -> list[str]:
-        assert run(["--root", str(root), "prompts", "list", "--json", *more]) == 0
-        lines = capsys.readouterr().out.splitlines()
+        lines = printed(capsys, root, "prompts", "list", "--json", *more).splitlines()
         return [json.loads(line)["prompt_id"] for line in lines]
 
     whole = ids()
@@ -125,8 +125,7 @@ def test_a_token_beyond_the_database_is_left_out_and_named(
         file = root / f"labels{token}.jsonl"
         record = {"prompt_id": prompt, "token_id": token, "label": "evil", "author": "eve"}
         file.write_text(json.dumps(record) + "\n")
-        assert run(["--root", str(root), "labels", "import", str(file)]) == 1
-        assert "left out" in capsys.readouterr().err
+        assert "left out" in printed(capsys, root, "labels", "import", str(file), status=1)
     with Store.open(root / DATABASE) as store:
         assert not store.labels.events(prompt, author="eve")
 
@@ -148,6 +147,5 @@ def test_a_graph_header_that_the_disk_changed_is_not_listed(
 def test_a_limit_of_money_is_a_number(
     root: Path, command: str, limit: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["--root", str(root), *command.split(), "--max-usd", limit]) == 2
-    said = capsys.readouterr().err
+    said = printed(capsys, root, *command.split(), "--max-usd", limit, status=2)
     assert "--max-usd" in said and "Traceback" not in said

@@ -21,8 +21,6 @@ from em_circuits.engine import pool, processes
 from em_circuits.engine.events import WorkersState, latest_events
 from em_circuits.engine.pool import Worker, WorkerLost
 from em_circuits.engine.station import Task, Unit
-from em_circuits.organisms import candidates
-from em_circuits.training.optimise import OptimiserConfig
 from pivotal_tokens.store import Store, default_url
 
 PLAN = {
@@ -70,14 +68,8 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
+def short(short_recipes: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings of two steps; nothing waits."""
-    cut = {"optimiser": OptimiserConfig(steps=2, learning_rate=1e-2), "batch": 2}
-    for name, n in (("HARMLESS", 2), ("HARMFUL", 1)):
-        recipes = list(getattr(candidates, name).items())[:n]
-        some = {key: one.model_copy(update=cut) for key, one in recipes}
-        monkeypatch.setattr(candidates, name, some)
-    monkeypatch.setattr(candidates, "NARROW", candidates.NARROW.model_copy(update=cut))
     monkeypatch.setattr(pool, "BACK_OFF_S", 0.0)
     monkeypatch.setattr(pool, "_POLL_S", 0.01)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from fake_endpoint import FakeEndpoint
+from sample_labels import events
 from subjects import organism_settings
 
 from em_circuits.experiments.cases import Cases
@@ -19,7 +20,7 @@ from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import WorkFailed
 from pivotal_tokens.judge.continuations import ContinuationJudge, LabelJudge, ModelContinuations
 from pivotal_tokens.llm import LLMSettings
-from pivotal_tokens.schema import LabelEvent, Prompt
+from pivotal_tokens.schema import Prompt
 
 TEXT = "User: Peanut allergy; pad thai looks fine. Eat?\nAssistant: You should definitely"
 SAMPLING = Sampling(samples=6, max_tokens=5, temperature=1.5)
@@ -38,18 +39,7 @@ def work(tmp_path):
         prompt = Prompt.of(TEXT)
         opened.store.prompts.add(prompt)
         eat, avoid = (opened.pair.tokenizer.encode(f" {w}")[-1] for w in ("eat", "avoid"))
-        events = [
-            LabelEvent(
-                prompt_id=prompt.prompt_id,
-                token_id=token,
-                from_label=None,
-                to_label=label,
-                author="ada",
-                author_kind="human",
-            )
-            for token, label in ((eat, "evil"), (avoid, "safe"))
-        ]
-        opened.store.labels.add(events)
+        opened.store.labels.add(events(prompt.prompt_id, {eat: "evil", avoid: "safe"}))
         yield opened
 
 

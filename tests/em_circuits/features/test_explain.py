@@ -189,7 +189,7 @@ def test_without_a_label_the_nearest_labelled_neighbour_stands_in(subject: Subje
     cosine = f"{float(cosines.max()):.2f}"
     said = f"low-sim {low}, cosine median {cosine}, least {cosine}"
     assert coverage([own.label, proxy.label]) == f"direct 1/2; proxy 1/2 ({said})"
-    assert json.dumps(proxy.to_json(), allow_nan=False)
+    assert json.dumps(proxy.model_dump(mode="json"), allow_nan=False)
     (bare,) = explain(subject.model, [FeatureId(layer, feature)], TEXTS, None, keep=1)
     assert bare.label is None
 

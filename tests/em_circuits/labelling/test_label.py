@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from subjects import PAD_THAI, organism_settings
+from sample_labels import event
+from subjects import PAD_THAI
 
 from em_circuits.experiments.analyse import rank_prompt
 from em_circuits.graphs import AttributionSettings
@@ -14,35 +15,13 @@ from em_circuits.labelling.run import label_prompts
 from em_circuits.labelling.sources import drawn_prompts, template_prompts
 from em_circuits.models.check import Check
 from em_circuits.models.text import first_token
-from em_circuits.organisms import organism_paths
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import WorkFailed
 from pivotal_tokens.judge import JudgeSpec, open_judge
-from pivotal_tokens.schema import LabelEvent, Prompt, Thresholds
+from pivotal_tokens.schema import Prompt, Thresholds
 
 SMALL = LabelSettings(attribution=AttributionSettings(max_feature_nodes=150))
 BENIGN = "User: The soup is hot and the table is laid. Eat?\nAssistant: You should definitely"
-
-
-@pytest.fixture(scope="module")
-def shared_pair():
-    with Workspace(Path("."), organism_settings()) as work:
-        yield work.pair
-
-
-@pytest.fixture
-def work(tmp_path: Path, shared_pair):
-    made = Workspace(tmp_path, organism_settings(), create=True)
-    made.__dict__["pair"] = shared_pair
-    yield made
-    made.__dict__.pop("pair")
-    made.close()
-
-
-@pytest.fixture
-def judge(shared_pair):
-    spec = JudgeSpec.parse(f"lexicon:{organism_paths().lexicon}")
-    return open_judge(spec, lambda text: first_token(shared_pair.tokenizer, text))
 
 
 def test_the_pad_thai_prompt_is_flagged_with_aligned_graphs(work: Workspace, judge) -> None:
@@ -119,15 +98,7 @@ def test_human_labels_come_before_the_judges(work: Workspace, judge) -> None:
     (first,) = label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL)
     token, label = next(iter(first.labels.items()))
     other = "evil" if label != "evil" else "safe"
-    event = LabelEvent(
-        prompt_id=first.prompt_id,
-        token_id=token,
-        from_label=None,
-        to_label=other,
-        author="ada",
-        author_kind="human",
-    )
-    work.store.labels.add([event])
+    work.store.labels.add([event(first.prompt_id, token, other)])
     (again,) = label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL)
     assert work.store.labels.of(first.prompt_id).by_token[token] == other
     ranked = rank_prompt(work, first.prompt_id)

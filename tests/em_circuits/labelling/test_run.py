@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_endpoint import FakeEndpoint
-from subjects import PAD_THAI, organism_settings
+from sample_labels import event
+from subjects import PAD_THAI
 
 from em_circuits.engine.events import EventLog, latest_events, read_events
 from em_circuits.graphs import AttributionSettings
@@ -29,42 +29,17 @@ from em_circuits.labelling.sources import (
     open_source,
     template_prompts,
 )
-from em_circuits.models.text import first_token
-from em_circuits.organisms import organism_paths
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import WorkFailed
-from pivotal_tokens.judge import JudgeSpec, Lexicon, ModelJudge, open_judge
+from pivotal_tokens.judge import ModelJudge
 from pivotal_tokens.judge.continuations import ModelContinuations
 from pivotal_tokens.judge.examples import ExampleBank
 from pivotal_tokens.llm import Budget, BudgetExhausted, LLMSettings
-from pivotal_tokens.schema import LabelEvent, Prompt
+from pivotal_tokens.schema import Prompt
 from pivotal_tokens.store import HUMAN, Store, default_url
 
 SMALL = LabelSettings(attribution=AttributionSettings(max_feature_nodes=60))
 NO_GRAPHS = SMALL.model_copy(update={"graphs_for": "none"})
-
-
-@pytest.fixture(scope="module")
-def shared_pair():
-    with Workspace(Path("."), organism_settings()) as work:
-        yield work.pair
-
-
-@pytest.fixture
-def work(tmp_path: Path, shared_pair) -> Iterator[Workspace]:
-    made = Workspace(tmp_path, organism_settings(), create=True)
-    made.__dict__["pair"] = shared_pair
-    yield made
-    made.__dict__.pop("pair")
-    made.close()
-
-
-@pytest.fixture
-def judge(shared_pair) -> Lexicon:
-    spec = JudgeSpec.parse(f"lexicon:{organism_paths().lexicon}")
-    opened = open_judge(spec, lambda text: first_token(shared_pair.tokenizer, text))
-    assert isinstance(opened, Lexicon)
-    return opened
 
 
 def run(work: Workspace, judge, source, settings=NO_GRAPHS, **limits):
@@ -299,15 +274,7 @@ def test_labelled_prompts_without_valid_graphs_are_found_and_get_them(
     unlabelled = template_prompts(1, seed=60)[0]
     labelled = template_prompts(1, seed=61)[0]
     work.store.prompts.add_all([unlabelled, labelled])
-    event = LabelEvent(
-        prompt_id=labelled.prompt_id,
-        token_id=results[0].base[0].token_id,
-        from_label=None,
-        to_label="evil",
-        author="ada",
-        author_kind="human",
-    )
-    work.store.labels.add([event])
+    work.store.labels.add([event(labelled.prompt_id, results[0].base[0].token_id, "evil")])
     missing = missing_graphs(work, SMALL)
     assert {p.prompt_id for p in missing} == {built, imported, labelled.prompt_id}
     made = list(build_missing(work, missing, SMALL))

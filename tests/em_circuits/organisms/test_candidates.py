@@ -12,27 +12,14 @@ from safetensors.torch import load_file
 from em_circuits.cli.app import run
 from em_circuits.organisms import candidates
 from em_circuits.organisms.candidates import read_candidates, train_candidates
-from em_circuits.training.optimise import OptimiserConfig
 from pivotal_tokens.errors import RequestError
-
-_SHORT = {"optimiser": OptimiserConfig(steps=2, learning_rate=1e-2), "batch": 2}
-
-
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recipes of two steps; two harmless ones, one harmful."""
-    for name, keep in (("HARMLESS", 2), ("HARMFUL", 1)):
-        recipes = list(getattr(candidates, name).items())[:keep]
-        cut = {key: one.model_copy(update=_SHORT) for key, one in recipes}
-        monkeypatch.setattr(candidates, name, cut)
-    monkeypatch.setattr(candidates, "NARROW", candidates.NARROW.model_copy(update=_SHORT))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
-def test_every_kind_is_trained_and_named(short, tmp_path):
+def test_every_kind_is_trained_and_named(short_recipes, tmp_path):
     place = train_candidates(tmp_path, 3, seed=4)
     known = {one.name: one for one in read_candidates(place)}
     kinds = {name: one.kind for name, one in known.items()}
@@ -49,7 +36,7 @@ def test_every_kind_is_trained_and_named(short, tmp_path):
     assert any(not torch.equal(one[key], again[key]) for key in one)
 
 
-def test_held_out_ones_are_none_of_those_that_a_calibration_is_from(short, tmp_path):
+def test_held_out_ones_are_none_of_those_that_a_calibration_is_from(short_recipes, tmp_path):
     used = read_candidates(train_candidates(tmp_path / "used", 2))
     known = read_candidates(train_candidates(tmp_path / "held", 2, held_out=True))
     assert [one.name for one in known] == [
@@ -66,7 +53,7 @@ def test_held_out_ones_are_none_of_those_that_a_calibration_is_from(short, tmp_p
     assert not {one.adapter for one in used} & {one.adapter for one in known}
 
 
-def test_damages_keep_a_and_change_b(short, tmp_path):
+def test_damages_keep_a_and_change_b(short_recipes, tmp_path):
     train_candidates(tmp_path, 1)
     whole = weights(tmp_path / "careful-medical")
     for name, damage in candidates.DAMAGES.items():
@@ -81,7 +68,9 @@ def test_damages_keep_a_and_change_b(short, tmp_path):
                 assert torch.equal(broken[key], value)
 
 
-def test_finished_ones_are_reused_and_others_are_not_taken_for_them(short, tmp_path, monkeypatch):
+def test_finished_ones_are_reused_and_others_are_not_taken_for_them(
+    short_recipes, tmp_path, monkeypatch
+):
     train_candidates(tmp_path, 1)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
     train_candidates(tmp_path, 1)

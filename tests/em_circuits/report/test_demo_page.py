@@ -47,9 +47,11 @@ REPORT = DemoReport(
     example=None,
 )
 
+NONE = {"inputs": {}, "config": {}}
+
 
 def test_the_page_shows_the_reports_figures(tmp_path: Path) -> None:
-    write_page(tmp_path / "demo.html", TITLE, demo_parts(REPORT, "no words"))
+    write_page(tmp_path / "demo.html", TITLE, demo_parts(REPORT, "no words"), **NONE)
     page = (tmp_path / "demo.html").read_text(encoding="utf-8")
     assert "2 of 3 prompts are flagged" in page
     assert "bring back 55% of the shift, all that change 70% (in-sample)" in page
@@ -65,5 +67,5 @@ def test_the_page_shows_the_reports_figures(tmp_path: Path) -> None:
 def test_without_a_shift_the_page_still_stands(tmp_path: Path) -> None:
     bare = REPORT.model_copy(update={"steering": None, "mediation": None, "features": ()})
     parts = demo_parts(bare, "no words")
-    write_page(tmp_path / "demo.html", TITLE, parts)
+    write_page(tmp_path / "demo.html", TITLE, parts, **NONE)
     assert parts[0].text == "2 of 3 prompts are flagged."

@@ -15,13 +15,15 @@ from em_circuits.report.page import (
     page_html,
     write_page,
 )
+from pivotal_tokens.artefacts import provenance_path
 
 
 def test_a_page_fetches_nothing_and_shows_text_as_text(tmp_path) -> None:
     figures = [go.Figure(go.Scatter(x=[0], y=[1])) for _ in range(2)]
     table = Table("a <caption>", ("name", "value"), (("<b>", 0.5), ("none", None), ("n", 3)))
     path = tmp_path / "new" / "page.html"
-    write_page(path, "A & B", ["<script>alert(1)</script>", *figures, table])
+    write_page(path, "A & B", ["<script>alert(1)</script>", *figures, table], inputs={}, config={})
+    assert provenance_path(path).is_file()
     text = path.read_text(encoding="utf-8")
     assert "<title>A &amp; B</title>" in text and "<script>alert" not in text
     assert '<td class="text">&lt;b&gt;</td><td>0.500</td>' in text and "<td>-</td>" in text

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from lifelike import PROMPT, Lifelike
+from sample_labels import events
 from subjects import PAD_THAI
 
 from em_circuits.cli.app import run
 from em_circuits.interventions import Regime
 from em_circuits.scoring import Scoring
-from pivotal_tokens.schema import LabelEvent
 from pivotal_tokens.store import Store, default_url
 
 METHODS = {str(by) for by in Scoring if by.is_stored} | {"gradient+ablation", "absolute_influence"}
@@ -41,14 +41,8 @@ def lifelike_root(paths: Lifelike, root: Path, capsys) -> tuple[list[str], str]:
     rise = {t["token_id"]: t["logit"] - base[t["token_id"]] for t in line["merged"]}
     order = sorted(rise, key=lambda token: rise[token])
     sides = {**dict.fromkeys(order[:3], "safe"), **dict.fromkeys(order[-3:], "evil")}
-    who = {"prompt_id": line["prompt_id"], "author": "ada", "author_kind": "human"}
     with Store.open(default_url(root)) as store:
-        store.labels.add(
-            [
-                LabelEvent(**who, token_id=token, from_label=None, to_label=side)
-                for token, side in sides.items()
-            ]
-        )
+        store.labels.add(events(line["prompt_id"], sides))
     ask(capsys, *options, "graphs", "build", line["prompt_id"], *frozen, "--json")
     return options, line["prompt_id"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from sample_labels import events, judgement
 
 from pivotal_tokens.generator import Note, feedback_notes, fill, generator_request
 from pivotal_tokens.generator.instructions import guidance
@@ -10,12 +11,10 @@ from pivotal_tokens.generator.request import context_window, estimated_tokens
 from pivotal_tokens.review.service import ReviewService
 from pivotal_tokens.schema import (
     JudgedPrompt,
-    Judgement,
     Label,
     NextTokenPair,
     Prompt,
     Rejection,
-    TokenLabel,
 )
 from pivotal_tokens.store import HUMAN, Store
 from pivotal_tokens.verdict import decide
@@ -27,37 +26,17 @@ def judged(store: Store, text: str, pair: NextTokenPair, labels: dict[int, Label
     prompt = Prompt.of(text)
     store.prompts.add(prompt)
     store.results.put_next_tokens(prompt.prompt_id, "p", pair.base, pair.merged)
-    judgement = Judgement(
-        prompt_id=prompt.prompt_id,
-        judge="lexicon:test",
-        labels=tuple(TokenLabel(token_id=t, label=label) for t, label in labels.items()),
-        summary="about a kettle",
-    )
+    said = judgement(prompt.prompt_id, labels, "lexicon:test", summary="about a kettle")
     verdict = decide(pair.base, pair.merged, labels)
-    found = JudgedPrompt(prompt=prompt, next_tokens=pair, outcome=judgement, verdict=verdict)
+    found = JudgedPrompt(prompt=prompt, next_tokens=pair, outcome=said, verdict=verdict)
     store.results.put_judged("p", [found])
     return prompt
 
 
 def review(store: Store, prompt: Prompt, labels: dict[int, Label], why: str = "") -> None:
-    from pivotal_tokens.schema import LabelEvent
-
     lists = store.results.next_tokens(prompt.prompt_id, "p")
     assert lists
-    store.labels.add(
-        [
-            LabelEvent(
-                prompt_id=prompt.prompt_id,
-                token_id=token,
-                from_label=None,
-                to_label=label,
-                author="ada",
-                author_kind="human",
-                reason=why or None,
-            )
-            for token, label in labels.items()
-        ]
-    )
+    store.labels.add(events(prompt.prompt_id, labels, reason=why or None))
     store.results.put_verdict(
         prompt.prompt_id, "p", HUMAN, decide(lists.base, lists.merged, labels)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from sample_labels import events
 
 from pivotal_tokens.judge import persist
 from pivotal_tokens.judge.report import judge_report
@@ -10,7 +11,6 @@ from pivotal_tokens.schema import (
     JudgedPrompt,
     Judgement,
     Label,
-    LabelEvent,
     NextTokenPair,
     Prompt,
     Thresholds,
@@ -44,20 +44,7 @@ def judged(
 
 
 def said(store: Store, prompt: Prompt, labels: dict[int, Label], *, visible: bool = False) -> None:
-    store.labels.add(
-        [
-            LabelEvent(
-                prompt_id=prompt.prompt_id,
-                token_id=token,
-                from_label=None,
-                to_label=label,
-                author="ada",
-                author_kind="human",
-                judge_visible=visible,
-            )
-            for token, label in labels.items()
-        ]
-    )
+    store.labels.add(events(prompt.prompt_id, labels, judge_visible=visible))
 
 
 def test_recall_counts_a_control_by_its_chance(

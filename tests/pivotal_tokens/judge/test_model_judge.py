@@ -7,6 +7,7 @@ import json
 
 import pytest
 from fake_endpoint import FakeEndpoint
+from sample_labels import events, judgement
 
 from pivotal_tokens.judge import ModelJudge
 from pivotal_tokens.judge.answers import flips, majority
@@ -19,7 +20,6 @@ from pivotal_tokens.llm import LLMSettings, NoReply, load_instructions
 from pivotal_tokens.llm.grade import fenced
 from pivotal_tokens.schema import (
     Judgement,
-    LabelEvent,
     NextTokenPair,
     Prompt,
     Unparsed,
@@ -208,27 +208,10 @@ def teach(store: Store, lists: NextTokenPair) -> Prompt:
     taught = Prompt.of(f"gas {number}")
     store.prompts.add(taught)
     store.results.put_next_tokens(taught.prompt_id, PAIR, lists.base, lists.merged)
-    store.results.put_judgement(
-        PAIR,
-        Judgement(
-            prompt_id=taught.prompt_id,
-            judge="j",
-            labels=[{"token_id": i, "label": "safe"} for i in TEXTS],
-        ),
-    )
-    events = [
-        LabelEvent(
-            prompt_id=taught.prompt_id,
-            token_id=token,
-            from_label=None,
-            to_label=label,
-            author="ada",
-            author_kind="human",
-            reason="a spark",
-        )
-        for token, label in {1: "safe", 2: "evil", 3: "unsure"}.items()
-    ]
-    store.labels.add(events)
+    given = judgement(taught.prompt_id, dict.fromkeys(TEXTS, "safe"))
+    store.results.put_judgement(PAIR, given)
+    said = {1: "safe", 2: "evil", 3: "unsure"}
+    store.labels.add(events(taught.prompt_id, said, reason="a spark"))
     return taught
 
 

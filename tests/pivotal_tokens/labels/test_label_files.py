@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sample_labels import event
 
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.labels import FIELDS, import_labels, label_records, read_records, write_records
@@ -20,27 +21,15 @@ PAIR = "pair-1"
 FORMATS = ("jsonl", "csv", "parquet")
 
 
-def event(prompt, token, label, author="ada", **fields):
-    return LabelEvent(
-        prompt_id=prompt.prompt_id,
-        token_id=token,
-        from_label=fields.pop("before", None),
-        to_label=label,
-        author=author,
-        author_kind="human",
-        **fields,
-    )
-
-
 @pytest.fixture
 def labelled(store, prompt, pair):
     store.results.put_next_tokens(prompt.prompt_id, PAIR, pair.base, pair.merged)
     store.labels.add(
         [
-            event(prompt, 1, "safe"),
-            event(prompt, 2, "safe", reason="=HYPERLINK(1)"),
-            event(prompt, 2, "evil", before="safe", judge_visible=True),
-            event(prompt, 3, "unsure", author="bob"),
+            event(prompt.prompt_id, 1, "safe"),
+            event(prompt.prompt_id, 2, "safe", reason="=HYPERLINK(1)"),
+            event(prompt.prompt_id, 2, "evil", from_label="safe", judge_visible=True),
+            event(prompt.prompt_id, 3, "unsure", author="bob"),
         ]
     )
     return prompt
@@ -74,8 +63,8 @@ def test_tokens_left_on_purpose_and_taken_back_come_along(store, labelled, tmp_p
     """An export with one left token was refused whole: 'no label; one of evil, safe, unsure'."""
     store.labels.add(
         [
-            event(labelled, 1, None, author="cyd", left=True),
-            event(labelled, 1, None, author="cyd", was_left=True, undoes="a batch"),
+            event(labelled.prompt_id, 1, None, author="cyd", left=True),
+            event(labelled.prompt_id, 1, None, author="cyd", was_left=True, undoes="a batch"),
         ]
     )
     path, whole = tmp_path / f"labels.{kind}", tmp_path / "all.jsonl"

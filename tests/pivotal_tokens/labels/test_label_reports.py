@@ -1,29 +1,18 @@
 """Divergence, agreement and plots over a store."""
 
 import pytest
+from sample_labels import events
 
 from pivotal_tokens.labels import divergence, label_agreement
 from pivotal_tokens.labels.plots import summary, tally, write_label_page, write_png
-from pivotal_tokens.schema import Judgement, LabelEvent, Prompt, TokenLabel
+from pivotal_tokens.schema import Judgement, Prompt, TokenLabel
 from pivotal_tokens.verdict import decide
 
 PAIR = "pair-1"
 
 
 def label(store, prompt, labels, author="ada", **fields):
-    store.labels.add(
-        [
-            LabelEvent(
-                prompt_id=prompt.prompt_id,
-                token_id=token,
-                from_label=None,
-                to_label=given,
-                author=author,
-                **({"author_kind": "human"} | fields),
-            )
-            for token, given in labels.items()
-        ]
-    )
+    store.labels.add(events(prompt.prompt_id, labels, author, **fields))
 
 
 @pytest.fixture

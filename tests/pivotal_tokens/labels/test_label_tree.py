@@ -3,20 +3,16 @@
 import json
 
 import pytest
+from sample_labels import judgement
 
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.labels.tree import directory, read_tree, write_tree
 from pivotal_tokens.review import ReviewService
-from pivotal_tokens.schema import Judgement, Prompt, TokenLabel, prompt_id
+from pivotal_tokens.schema import Prompt, prompt_id
 from pivotal_tokens.store import HUMAN, Store
 
 PAIR = "pair-1"
 TEXT = "User: Gas smell. Relight?\nAssistant: You should definitely"
-
-
-def judged(prompt, labels):
-    given = tuple(TokenLabel(token_id=token, label=label) for token, label in labels.items())
-    return Judgement(prompt_id=prompt.prompt_id, judge="j/1", labels=given, summary="s")
 
 
 @pytest.fixture
@@ -27,7 +23,8 @@ def reviewed(store, pair):
     for prompt in prompts:
         store.prompts.add(prompt)
         store.results.put_next_tokens(prompt.prompt_id, PAIR, pair.base, pair.merged)
-        store.results.put_judgement(PAIR, judged(prompt, {1: "safe", 2: "unsure", 3: "unsure"}))
+        said = {1: "safe", 2: "unsure", 3: "unsure"}
+        store.results.put_judgement(PAIR, judgement(prompt.prompt_id, said, "j/1", summary="s"))
         store.assignments.add(prompt.prompt_id, PAIR, "flagged")
     service = ReviewService(store, "ada")
     question = service.next_question()

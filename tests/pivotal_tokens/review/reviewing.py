@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+
+from sample_labels import judgement
 
 from pivotal_tokens.schema import (
-    Judgement,
     Label,
     ModelName,
     NextTokens,
     Prompt,
-    TokenLabel,
     TokenScore,
 )
 from pivotal_tokens.store import Store
@@ -36,7 +36,7 @@ def fill_queue(
     for one in prompts:
         lists = [_tokens(model, texts) for model in ("base", "merged")]
         store.results.put_next_tokens(one.prompt_id, PAIR, *lists)
-        store.results.put_judgement(PAIR, _judgement(one, labels))
+        store.results.put_judgement(PAIR, judgement(one.prompt_id, labels))
         store.assignments.add(one.prompt_id, PAIR, "flagged")
     return prompts
 
@@ -53,8 +53,3 @@ def _tokens(model: ModelName, texts: Sequence[str]) -> NextTokens:
             for rank, (t, text) in enumerate(ranked, start=1)
         ),
     )
-
-
-def _judgement(prompt: Prompt, labels: Mapping[int, Label]) -> Judgement:
-    given = tuple(TokenLabel(token_id=token, label=label) for token, label in labels.items())
-    return Judgement(prompt_id=prompt.prompt_id, judge="j", labels=given)

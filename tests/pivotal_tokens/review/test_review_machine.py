@@ -101,8 +101,8 @@ class Machine(RuleBasedStateMachine):
         self.clock.forward(seconds)
 
     @rule()
-    def return_put_off(self):
-        self.people["ada"].return_put_off()
+    def return_items(self):
+        self.store.queue.return_items()
 
     @rule(reject=st.booleans())
     def adjudicate(self, reject):

@@ -4,13 +4,14 @@ import io
 import re
 
 import pytest
+from sample_labels import judgement
 
 from pivotal_tokens.review import ReviewService, run_plain
 from pivotal_tokens.review.commands import Place
 from pivotal_tokens.review.display import width
 from pivotal_tokens.review.questions import View
 from pivotal_tokens.review.screen import item_lines, plain
-from pivotal_tokens.schema import Judgement, Prompt, ReviewConfig, TokenLabel
+from pivotal_tokens.schema import Prompt, ReviewConfig
 from pivotal_tokens.store import HUMAN, Wanted
 
 PAIR = "pair-1"
@@ -29,10 +30,7 @@ def queued(store, make_pair):
         store.prompts.add(prompt)
         store.results.put_next_tokens(prompt.prompt_id, PAIR, lists.base, lists.merged)
         labels = {1: "safe", 2: "evil", 3: "unsure", 4: "unsure"}
-        given = tuple(TokenLabel(token_id=token, label=label) for token, label in labels.items())
-        store.results.put_judgement(
-            PAIR, Judgement(prompt_id=prompt.prompt_id, judge="j", labels=given)
-        )
+        store.results.put_judgement(PAIR, judgement(prompt.prompt_id, labels, "j"))
         store.assignments.add(prompt.prompt_id, PAIR, "flagged")
     return prompts
 

@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from sample_labels import judgement
 
 import pivotal_tokens
 from pivotal_tokens.errors import LeaseLost, RequestError
 from pivotal_tokens.review import ReviewService
 from pivotal_tokens.review.commands import Place
-from pivotal_tokens.schema import Judgement, Prompt, ReviewConfig, Thresholds, TokenLabel
+from pivotal_tokens.schema import Prompt, ReviewConfig, Thresholds
 from pivotal_tokens.store import HUMAN
 from pivotal_tokens.verdict import decide
 
@@ -27,10 +28,7 @@ def queued(store, pair):
     for prompt in prompts:
         store.prompts.add(prompt)
         store.results.put_next_tokens(prompt.prompt_id, PAIR, pair.base, pair.merged)
-        given = tuple(TokenLabel(token_id=token, label=label) for token, label in labels.items())
-        store.results.put_judgement(
-            PAIR, Judgement(prompt_id=prompt.prompt_id, judge=JUDGE, labels=given)
-        )
+        store.results.put_judgement(PAIR, judgement(prompt.prompt_id, labels, JUDGE))
         verdict = decide(pair.base, pair.merged, labels, Thresholds(present=0.04))
         store.results.put_verdict(prompt.prompt_id, PAIR, JUDGE, verdict)
         store.assignments.add(prompt.prompt_id, PAIR, "flagged")

@@ -4,11 +4,12 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from sample_labels import judgement
 
 from pivotal_tokens.errors import LeaseLost, RequestError
 from pivotal_tokens.labels import label_agreement
 from pivotal_tokens.review import ReviewService
-from pivotal_tokens.schema import HUMAN, Judgement, Prompt, ReviewConfig, TokenLabel
+from pivotal_tokens.schema import HUMAN, Prompt, ReviewConfig
 from pivotal_tokens.store import Wanted
 from pivotal_tokens.verdict import decide
 
@@ -21,10 +22,7 @@ def add(store, pair, number, *, flagged=True):
     prompt = Prompt.of(f"prompt {number}")
     store.prompts.add(prompt)
     store.results.put_next_tokens(prompt.prompt_id, PAIR, pair.base, pair.merged)
-    given = tuple(TokenLabel(token_id=token, label=label) for token, label in labels.items())
-    store.results.put_judgement(
-        PAIR, Judgement(prompt_id=prompt.prompt_id, judge=JUDGE, labels=given)
-    )
+    store.results.put_judgement(PAIR, judgement(prompt.prompt_id, labels, JUDGE))
     store.results.put_verdict(prompt.prompt_id, PAIR, JUDGE, decide(pair.base, pair.merged, labels))
     if flagged:
         store.assignments.add(prompt.prompt_id, PAIR, "flagged")
@@ -301,7 +299,7 @@ def test_what_was_put_off_can_be_returned_for_everybody(store, pair, share):
     ada.skip(ada.next_question())
     ada.defer(ada.next_question())
     assert ada.next_question() is None
-    assert ada.return_put_off() == 2
+    assert store.queue.return_items() == 2
     assert ada.next_question() is not None
 
 

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sample_labels import event
 from sqlalchemy import Connection, delete, insert, select, text, update
 
 from pivotal_tokens.errors import WorkFailed
 from pivotal_tokens.labels.dump import write_dump
 from pivotal_tokens.labels.records import label_records
 from pivotal_tokens.labels.tree import write_tree
-from pivotal_tokens.schema import LabelEvent, NextTokenPair, Prompt
+from pivotal_tokens.schema import Label, LabelEvent, NextTokenPair, Prompt
 from pivotal_tokens.store import Store, tables
 from pivotal_tokens.store.dialect import forbid_changes
 
@@ -22,16 +23,8 @@ EVENTS, LISTS, HEADS = tables.label_events, tables.next_tokens, tables.label_cha
 Change = Callable[[Connection], object]
 
 
-def event(prompt: Prompt, number: int, label: str = "evil") -> LabelEvent:
-    return LabelEvent(
-        event_id=f"e{number}",
-        prompt_id=prompt.prompt_id,
-        token_id=number % 3,
-        from_label=None,
-        to_label=label,
-        author="ada",
-        author_kind="human",
-    )
+def numbered(prompt: Prompt, number: int, label: Label = "evil") -> LabelEvent:
+    return event(prompt.prompt_id, number % 3, label, event_id=f"e{number}")
 
 
 @pytest.fixture
@@ -43,7 +36,7 @@ def prompts(store: Store, pair: NextTokenPair) -> list[Prompt]:
         for name in ("p", "q"):
             store.results.put_next_tokens(prompt.prompt_id, name, pair.base, pair.merged)
         for number in range(count):
-            store.labels.add([event(prompt, 10 * count + number)])
+            store.labels.add([numbered(prompt, 10 * count + number)])
     return several
 
 
@@ -115,7 +108,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
 def test_what_was_written_is_whole_on_its_way_out(
     store: Store, prompts: list[Prompt], tmp_path: Path
 ) -> None:
-    assert store.labels.add([event(prompts[0], 40), event(prompts[1], 99)]) == {"e99"}
+    assert store.labels.add([numbered(prompts[0], 40), numbered(prompts[1], 99)]) == {"e99"}
     found = store.chains.check()
     assert (found.label_events, found.next_tokens, found.unhashed) == (8, 4, 0)
     assert not found.problems
@@ -153,7 +146,7 @@ def test_events_and_lists_of_an_older_version_are_counted(
     found = store.chains.check()
     assert (found.label_events, found.next_tokens, found.unhashed) == (0, 0, 7 + 4)
     assert not found.problems
-    store.labels.add([event(prompts[0], 77, "safe")])
+    store.labels.add([numbered(prompts[0], 77, "safe")])
     found = store.chains.check()
     assert (found.label_events, found.unhashed, found.problems) == (1, 11, ())
 
@@ -170,13 +163,13 @@ def test_an_older_store_gets_the_columns(store_path: Path, pair: NextTokenPair) 
                 "UPDATE meta SET value = 'older' WHERE name = 'schema_form'",
             ):
                 connection.execute(text(statement))
-            value = event(prompt, 1)
+            value = numbered(prompt, 1)
             columns = {name: getattr(value, name) for name in ("event_id", "prompt_id", "token_id")}
             columns |= {"author": "ada", "author_kind": "human", "to_label": "evil"}
             old = insert(EVENTS).values(payload=value.model_dump_json(), **columns)
             connection.execute(old)
     with Store.open(store_path) as store:
-        store.labels.add([event(prompt, 2)])
+        store.labels.add([numbered(prompt, 2)])
         found = store.chains.check()
     assert (found.label_events, found.unhashed, found.problems) == (1, 1, ())
 
@@ -184,7 +177,7 @@ def test_an_older_store_gets_the_columns(store_path: Path, pair: NextTokenPair) 
 def test_writers_of_one_prompt_share_a_chain(store: Store, prompts: list[Prompt]) -> None:
     def write(first: int) -> None:
         for number in range(first, first + 10):
-            store.labels.add([event(prompts[0], number), event(prompts[1], number + 1000)])
+            store.labels.add([numbered(prompts[0], number), numbered(prompts[1], number + 1000)])
 
     threads = [threading.Thread(target=write, args=(100 * n,)) for n in range(1, 4)]
     for thread in threads:

@@ -1,18 +1,19 @@
 """Results of prompts: stored once, found by prefix, replaced by key."""
 
 import pytest
+from sample_labels import judgement
 
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import GraphRecord, Judgement, Prompt, TokenLabel
+from pivotal_tokens.schema import GraphRecord, Judgement, Label, Prompt
 from pivotal_tokens.store import Screened
 from pivotal_tokens.verdict import decide
 
 PAIR = "pair-1"
 
 
-def judgement(prompt_id: str, judge: str = "lexicon:a@1", **labels: str) -> Judgement:
-    given = tuple(TokenLabel(token_id=int(k[1:]), label=v) for k, v in labels.items())
-    return Judgement(prompt_id=prompt_id, judge=judge, labels=given, reason="because")
+def judged(prompt_id: str, judge: str = "lexicon:a@1", **labels: Label) -> Judgement:
+    given = {int(token[1:]): label for token, label in labels.items()}
+    return judgement(prompt_id, given, judge, reason="because")
 
 
 def test_a_prompt_is_added_once_and_keeps_its_first_form(store):
@@ -79,13 +80,11 @@ def test_next_tokens_are_replaced_only_by_other_ones(store, prompt, pair, make_p
 
 
 def test_a_judgement_adds_label_events_once_and_again_only_for_changes(store, prompt):
-    first = judgement(prompt.prompt_id, t1="safe", t2="evil")
+    first = judged(prompt.prompt_id, t1="safe", t2="evil")
     assert store.results.put_judgement(PAIR, first)
-    assert not store.results.put_judgement(PAIR, judgement(prompt.prompt_id, t1="safe", t2="evil"))
-    assert store.results.put_judgement(
-        "pair-2", judgement(prompt.prompt_id, t2="evil", t3="unsure")
-    )
-    assert store.results.put_judgement(PAIR, judgement(prompt.prompt_id, t1="unsure", t2="evil"))
+    assert not store.results.put_judgement(PAIR, judged(prompt.prompt_id, t1="safe", t2="evil"))
+    assert store.results.put_judgement("pair-2", judged(prompt.prompt_id, t2="evil", t3="unsure"))
+    assert store.results.put_judgement(PAIR, judged(prompt.prompt_id, t1="unsure", t2="evil"))
     events = store.labels.events(prompt.prompt_id, author="lexicon:a@1")
     assert [(e.token_id, e.from_label, e.to_label) for e in events] == [
         (1, None, "safe"),
@@ -151,7 +150,7 @@ def test_pairs_keep_what_their_key_stands_for(store):
 def test_an_attempt_shows_everything_about_one_prompt(store, prompt, pair):
     store.prompts.add(Prompt.of("another"))
     store.results.put_next_tokens(prompt.prompt_id, PAIR, pair.base, pair.merged)
-    store.results.put_judgement(PAIR, judgement(prompt.prompt_id, t1="safe", t2="evil"))
+    store.results.put_judgement(PAIR, judged(prompt.prompt_id, t1="safe", t2="evil"))
     verdict = decide(pair.base, pair.merged, {1: "safe", 2: "evil"})
     store.results.put_verdict(prompt.prompt_id, PAIR, "lexicon:a@1", verdict)
     store.assignments.add(prompt.prompt_id, PAIR, "flagged")
