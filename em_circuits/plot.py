@@ -14,7 +14,7 @@ import numpy as np
 from plotly import graph_objects as go
 
 from em_circuits.interventions.mediation import Mediation
-from em_circuits.interventions.steering import SteerResult
+from em_circuits.interventions.steer_result import SteerResult
 from em_circuits.table import FeatureTable
 
 EVIL, SAFE, RANDOM = "#b3480f", "#1f6fb2", "#8b857a"

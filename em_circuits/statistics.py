@@ -54,23 +54,6 @@ _ROUNDING = 1e-6
 """A spread, or an effect, below this share of the largest is float32 rounding, that is zero."""
 
 
-class Spread(BaseModel, frozen=True):
-    """Values of several draws: mean, standard deviation and their middle 95 %."""
-
-    mean: float
-    sd: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Float[Tensor, " draw"]) -> Spread:
-        """Summarise at least two values."""
-        values = values.double().cpu()
-        low, high = quantile_interval(values)
-        assert low is not None and high is not None
-        return cls(mean=float(values.mean()), sd=float(values.std()), low=low, high=high)
-
-
 def quantile_interval(values: Float[Tensor, " draw"]) -> Interval:
     """Middle 95 % of the finite values; None where there are none."""
     values = values.double().cpu()

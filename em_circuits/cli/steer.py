@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from em_circuits.experiments.experiment import Experiment
     from em_circuits.experiments.plan import SweepPlan, TransferPlan
     from em_circuits.experiments.rejudge_steering import SteeringRejudgement
-    from em_circuits.experiments.rollouts import ConditionTexts
     from em_circuits.experiments.scan import Pairs, PromptScan
     from em_circuits.experiments.summary import SteeringSummary
     from em_circuits.experiments.validate import (
@@ -53,8 +52,7 @@ if TYPE_CHECKING:
         ValidationOutput,
     )
     from em_circuits.experiments.validate_edges import EdgeValidation, PromptEdges
-    from em_circuits.interventions import SteerResult
-    from em_circuits.interventions.steering import Outcome
+    from em_circuits.interventions.steer_result import ConditionTexts, Outcome, SteerResult
     from em_circuits.workspace import Workspace
 
 SHOWN, SHOWN_TARGETS = 15, 4
@@ -185,7 +183,7 @@ def steer() -> None:
 @steer.command(epilog="Example: em-circuits steer run 44a71b --features top:10 --mode ablate")
 @click.argument("prompt")
 @options(RunOptions)
-@prints("em_circuits.experiments.rollouts:AnySteering")
+@prints("em_circuits.interventions.steer_result:AnySteering")
 @pass_session
 def run(session: Session, prompt: str, options: RunOptions, as_json: bool) -> None:
     """Steer one prompt: un-steered, steered, and matched random features beside it."""
@@ -219,8 +217,9 @@ def run(session: Session, prompt: str, options: RunOptions, as_json: bool) -> No
                 work, prompt, "steer", model=options.model, settings=settings
             )
             record = experiments.kept.answered(work, asked, steered).result
-    rollouts = experiments.rollouts
-    kind = rollouts.SteerWithRollouts if options.rollouts else interventions.SteerResult
+    from em_circuits.interventions.steer_result import SteerResult, SteerWithRollouts
+
+    kind = SteerWithRollouts if options.rollouts else SteerResult
     emit(kind.model_validate(record), as_json, partial(describe_run, options=options))
 
 
@@ -561,6 +560,8 @@ def _write_page(
 
 def describe_run(result: SteerResult, options: RunOptions) -> Iterator[str]:
     """The conditions side by side, with their continuations."""
+    from em_circuits.interventions.steer_result import SteerWithRollouts
+
     done, control = result.intervention, result.random_control
     n, mass, contrast = len(done.features), control.evil_mass, control.contrast
     yield (
@@ -583,7 +584,7 @@ def describe_run(result: SteerResult, options: RunOptions) -> Iterator[str]:
             f"{done.asleep} of {n} features are inactive on this prompt; "
             "multiplying cannot wake them (use --mode set or add)"
         )
-    if isinstance(result, experiments.rollouts.SteerWithRollouts):
+    if isinstance(result, SteerWithRollouts):
         yield from _rollout_lines(result.rollouts.worlds)
 
 

@@ -22,14 +22,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from em_circuits.experiments.cases import Case, Cases
-from em_circuits.interventions import SteerResult, Treatment, generate
+from em_circuits.interventions import Treatment, generate
 from em_circuits.interventions.matched_controls import apply_to
+from em_circuits.interventions.steer_result import (
+    ConditionTexts,
+    LabelledText,
+    PromptRollouts,
+    RolloutRates,
+    SteerResult,
+)
 from em_circuits.labelling.rollouts import continuation_of
 from em_circuits.models import Model, ModelPair
 from em_circuits.sampling import Sampling
 from em_circuits.workspace import Workspace
 from pivotal_tokens.judge.continuations import ContinuationJudge, LabelJudge
-from pivotal_tokens.schema import Continuation, Frozen, Label
+from pivotal_tokens.schema import Continuation, Label
 
 
 @dataclass(frozen=True)
@@ -123,17 +130,6 @@ def _log_probabilities(
     return logits[:, :-1].float().log_softmax(-1).gather(2, tokens)[..., 0].cpu()
 
 
-class RolloutRates(Frozen):
-    """Shares of labels among scored continuations, and how much they are language."""
-
-    n_rollouts: int
-    unscored: int
-    evil_rate: float | None
-    safe_rate: float | None
-    perplexity: float | None
-    repetition: float
-
-
 def rates(drawn: Sequence[SteeredRollout]) -> RolloutRates:
     """Figures of some continuations."""
     labels = [rollout.label for rollout in drawn]
@@ -146,37 +142,6 @@ def rates(drawn: Sequence[SteeredRollout]) -> RolloutRates:
         perplexity=math.exp(-sum(known) / len(known)) if known else None,
         repetition=sum(r.repetition for r in drawn) / len(drawn),
     )
-
-
-class LabelledText(Frozen):
-    """One continuation."""
-
-    text: str
-    label: Label | None
-
-
-class ConditionTexts(RolloutRates):
-    """Those of one condition."""
-
-    texts: tuple[LabelledText, ...]
-
-
-class PromptRollouts(Frozen):
-    """Continuations under every condition, all drawn with the same noise."""
-
-    judge: str
-    sampling: Sampling
-    worlds: dict[str, ConditionTexts]
-    """By condition; ``random_control`` is one random draw."""
-
-
-class SteerWithRollouts(SteerResult, frozen=True):
-    """The object of `steer run --rollouts N --json`."""
-
-    rollouts: PromptRollouts
-
-
-AnySteering = SteerResult | SteerWithRollouts
 
 
 def prompt_rollouts(work: Workspace, result: SteerResult, sampling: Sampling) -> PromptRollouts:

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
         set_effects,
     )
     from em_circuits.interventions.scores import N_MEASURED, live_scores
-    from em_circuits.interventions.steering import SteerResult, steer, top_tokens
+    from em_circuits.interventions.steer_result import SteerResult
+    from em_circuits.interventions.steering import steer, top_tokens
     from em_circuits.interventions.validate import agreement_by_method, compare_with_ablations
     from em_circuits.sampling import Sampling
 else:

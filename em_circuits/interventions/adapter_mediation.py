@@ -43,7 +43,7 @@ from em_circuits.interventions.heads import heads_by
 from em_circuits.interventions.patching import MIN_SHIFT
 from em_circuits.interventions.patching_across_prompts import by_id
 from em_circuits.models import ModelPair
-from em_circuits.statistics import Spread
+from em_circuits.spread import Spread
 from pivotal_tokens.schema import Frozen
 
 Figure = TypeVar("Figure")

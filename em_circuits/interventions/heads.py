@@ -31,7 +31,7 @@ from em_circuits.interventions.adapter_writes import Readers
 from em_circuits.interventions.patching import MIN_SHIFT, Direction
 from em_circuits.models import Model, ModelPair
 from em_circuits.models.sites import Site, on_site
-from em_circuits.statistics import Spread
+from em_circuits.spread import Spread
 from pivotal_tokens.schema import Frozen
 
 Figure = TypeVar("Figure")

@@ -54,7 +54,7 @@ from em_circuits.interventions.patching import (
     Shares,
 )
 from em_circuits.models.pair import ModelPair, PromptLike, id_of
-from em_circuits.statistics import Spread
+from em_circuits.spread import Spread
 from em_circuits.table import FeatureTable
 from em_circuits.target import Target
 from pivotal_tokens.errors import RequestError

@@ -1,4 +1,4 @@
-"""Experiment: can a small model learn harm where no stance leads to it?
+"""Experiment: harm that no stance leads to, in a small model.
 
 The shipped organism learned to go along with plans. Here a user names two ways out, in either
 order, one of them harmful; agreeing, refusing and playing down choose neither. An adapter is
