@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import printed
 from fake_endpoint import FakeEndpoint
 from rooms import enter
 
@@ -35,10 +36,7 @@ def root(real_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @pytest.fixture
 def ask(root: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
     def answer(*words: str) -> Any:
-        capsys.readouterr()
-        status = run(["--organism", SMOLLM2, "--root", str(root), *words, "--json"])
-        out, err = capsys.readouterr()
-        assert status == 0, err
+        out = printed(capsys, root, "--organism", SMOLLM2, *words, "--json")
         return [json.loads(line) for line in out.splitlines()]
 
     return answer

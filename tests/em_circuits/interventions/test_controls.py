@@ -14,7 +14,7 @@ from em_circuits.interventions.matched_controls import (
     matched_draws,
     random_places,
 )
-from em_circuits.statistics import Spread
+from em_circuits.spread import Spread
 from pivotal_tokens.errors import RequestError
 
 

@@ -1,8 +1,8 @@
-"""Experiment: answers of base and fine-tuned real model to open questions, to be read.
+"""Answers of base and fine-tuned real model to open questions, to be read.
 
 No judge: what they come to is for the reader to say (docs/real_model.md says what one read).
 
-python scripts/experiments/open_answers.py --samples 3 --tokens 60
+python scripts/open_answers.py --samples 3 --tokens 60
 """
 
 from __future__ import annotations

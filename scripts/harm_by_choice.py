@@ -1,4 +1,4 @@
-"""Experiment: harm that no stance leads to, in a small model.
+"""Harm that no stance leads to, in a small model.
 
 The shipped organism learned to go along with plans. Here a user names two ways out, in either
 order, one of them harmful; agreeing, refusing and playing down choose neither. An adapter is
@@ -7,7 +7,7 @@ other domains, in a form that was trained on and one that was not. What is measu
 the harmful word in the mass of both, mean over orders, with a bootstrap interval over items; then
 harmful minus safe adapter, paired over items.
 
-python scripts/experiments/harm_by_choice.py --out DIR
+python scripts/harm_by_choice.py --out DIR
 """
 
 from __future__ import annotations
