@@ -109,8 +109,9 @@ bench: $(STAMP) ## measured figures beside circuit-tracer's, in one run
 bench-workers: $(STAMP) ## what a unit of work costs beside its work; a store under 32 workers
 	OMP_NUM_THREADS=1 PYTHONPATH=tests/pivotal_tokens $(BIN)/python scripts/bench_workers.py
 
-bench-real: $(STAMP) ## memory, reads and start-up at a third of Llama-3.2-1B with 131,072 features (hours; goes on where it was stopped)
-	OMP_NUM_THREADS=2 $(BIN)/python scripts/bench_real.py results/full --layers 5
+bench-real: $(STAMP) ## memory, reads and start-up at Llama-3.2-1B's width, two layers of 32,768 features (half an hour; goes on where it was stopped)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_real.py results/reduced \
+	  --layers 2 --features 32768 --tokens 6 --tokens 55 --places disk --places cpu
 
 scale: $(STAMP) ## a thousand workers on a store, simulated; what a run costs at real size, reckoned
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/simulate_workers.py
