@@ -66,7 +66,8 @@ def test_ablating_a_neuron_takes_the_plan_back_and_random_ones_do_not(ask: Ask, 
     [found] = ask("steer", "run", prompt, "--features", f"{layer}/-1/{neuron}", "--random", "20")
     worlds = found["worlds"]
     fall = worlds["unsteered"]["contrast"] - worlds["steered"]["contrast"]
-    assert fall > 0
+    drawn = worlds["random_control"]["contrast"]["mean"]
+    assert fall > 0 and abs(worlds["unsteered"]["contrast"] - drawn) < 0.1 * fall
 
 
 def test_its_answers_go_to_a_judge_over_http(ask: Ask, api_key: str, tmp_path: Path) -> None:
