@@ -55,8 +55,11 @@ class Worker:
         raise NotImplementedError
 
     def dismiss(self) -> None:
-        """End the worker."""
+        """End the worker, without waiting for it."""
         raise NotImplementedError
+
+    def join(self) -> None:
+        """Wait until a dismissed worker has ended, where that can be known."""
 
 
 @dataclass(frozen=True)
@@ -173,8 +176,11 @@ class WorkerPool:
                         error = error or raised
                         idle.append(worker)
         finally:
-            for worker in (*starting.values(), *idle, *(one for one, _ in busy.values())):
+            left = [*starting.values(), *idle, *(worker for worker, _ in busy.values())]
+            for worker in left:
                 worker.dismiss()
+            for worker in left:
+                worker.join()
         if error is not None:
             raise error
 
@@ -183,6 +189,7 @@ class WorkerPool:
         self.last_error = f"a worker died {when} ({lost})"
         logger.warning("%s", self.last_error)
         worker.dismiss()
+        worker.join()
 
     def _again(self, item: _Waiting, lost: WorkerLost) -> str | None:
         """Put a unit back, key by key, so that one that kills workers fails alone; why not."""

@@ -5,8 +5,10 @@ Every worker is an executor with one process, so that one that is killed takes n
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -49,7 +51,17 @@ class ProcessWorker(Worker):
 
     def dismiss(self) -> None:
         """End the process after what it does."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        end = functools.partial(self._executor.shutdown, cancel_futures=True)
+        self._ending = threading.Thread(target=end)
+        self._ending.start()
+
+    def join(self) -> None:
+        """Wait until the process has ended.
+
+        While an executor is still ending, its thread closes the pipe through which an interpreter
+        that exits wakes it, which then may end with a traceback.
+        """
+        self._ending.join()
 
 
 def process_workers(

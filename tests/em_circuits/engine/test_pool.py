@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 import time
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from em_circuits.engine import pool as pools
 from em_circuits.engine.distributed import units_of
 from em_circuits.engine.pool import Worker, WorkerLost, WorkerPool
+from em_circuits.engine.processes import process_workers
 from em_circuits.engine.settings import EngineSettings
-from em_circuits.engine.station import Unit
+from em_circuits.engine.station import Doing, OpenWorkspace, Task, Unit
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 
@@ -167,3 +169,22 @@ def test_engines_that_do_not_exist_are_refused_by_name() -> None:
         EngineSettings(gpus_per_worker=1)
     assert not EngineSettings().spreads
     assert EngineSettings(workers=2).spreads and EngineSettings(engine="ray").spreads
+
+
+class Upper(Task):
+    """Upper-cases its keys."""
+
+    needs_models = False
+
+    def open(self, work: Any) -> Doing:
+        return lambda keys: [key.upper() for key in keys]
+
+
+@pytest.mark.slow
+def test_processes_and_what_watches_them_have_ended_when_a_run_ends() -> None:
+    before = set(threading.enumerate())
+    pool = WorkerPool(process_workers(cast(OpenWorkspace, str), Upper(), 2, "cpu"), 2)
+    pool.add([("a", "b"), ("c",)])
+    assert {result for outcome in pool.run() for result in outcome.results} == set("ABC")
+    assert not multiprocessing.active_children()
+    assert set(threading.enumerate()) == before, "an executor that is still ending breaks exits"
