@@ -151,6 +151,9 @@ class Mediation(BaseModel, frozen=True):
             f"{self.unit}, {share})"
         )
 
+    def __str__(self) -> str:
+        return repr(self)  # pydantic's prints every field
+
     def _repr_html_(self) -> str:
         def cell(value: float | None) -> str:
             return "" if value is None else f"{value:.3f}"

@@ -90,6 +90,9 @@ class SteerResult(BaseModel, frozen=True):
             f"{control.n} random draws {band})"
         )
 
+    def __str__(self) -> str:
+        return repr(self)  # pydantic's prints every field
+
     def _repr_html_(self) -> str:
         rows = [
             (name, *("" if v is None else f"{v:.3f}" for v in (at.evil_mass, at.contrast)))

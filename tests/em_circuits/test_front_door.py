@@ -103,6 +103,7 @@ def test_the_ten_lines(pair, words) -> None:
     assert mediation.shift.change > 0.5
     for shown in (pair, pair.merged, words, graph, top, table, result, mediation):
         assert "\n" not in repr(shown) and len(repr(shown)) < 300, type(shown)
+        assert len(str(shown)) < 300, type(shown)
     for shown in (graph, top, table, result, mediation):
         assert "<" in shown._repr_html_()
 
